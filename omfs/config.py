@@ -1,0 +1,78 @@
+"""Every tunable: unit, default, and the reason for the default.
+
+`Settings` is what /etc/omfs/omfs.toml may say (unknown keys are refused); command lines override it.
+Constants that nobody should change are at module level with their reason.  Only files are read here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from omfs.errors import ConfigError
+
+SOFTWARE: Final = "omfs 0.1.0"
+
+META_MAX_BYTES: Final = 1 << 20  # a frame's msgpack part: a full readdir reply is 256 KiB, xattrs are 64 KiB
+BULK_MAX_BYTES: Final = 4 << 20  # a frame's bulk part: FUSE asks for 1 MiB, joined writes may be larger
+BULK_LANE_FROM_BYTES: Final = 32 << 10  # larger transfers take the bulk connection
+IN_FLIGHT_MAX: Final = 1024  # requests one peer may have under way; FUSE's own max_background is 512
+REPLIES_KEPT: Final = 2 * IN_FLIGHT_MAX  # per session, for replay: any request still under way is among them
+READDIR_REPLY_BYTES: Final = 128 << 10
+LOCK_WAITERS_MAX: Final = 512  # threads that may block in a lock for others; beyond it ENOLCK
+
+DEFAULT_CONFIG: Final = Path("/etc/omfs/omfs.toml")
+MAP_PATHS: Final = (Path("/etc/openmosix.map"), Path("/etc/mosix.map"), Path("/etc/hpc.map"))
+
+
+class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of an exported subtree; the nearest ancestor's entry holds."""
+
+    path: str
+    read_only: bool = False
+    root_squash: bool = False
+    hidden: bool = False
+    anon_uid: int = 65534
+    anon_gid: int = 65534
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """omfs.toml."""
+
+    map: str = ""  # "" = the first of MAP_PATHS that exists
+    address: str = ""  # this node's address in the map; "" = found by comparing with the local interfaces
+    port: int = 723  # tcp, the original's port for files
+    sec: str = "tls"  # or "none", only for isolated networks
+    config_dir: str = "/etc/omfs"  # certificates
+    state_dir: str = "/var/lib/omfs"
+    run_dir: str = "/run/omfs"
+    timeo_s: float = 15.0  # silence after which a node counts as down
+    ping_interval_s: float = 3.0  # a fifth of timeo: several may be lost before a node counts as down
+    session_timeout_s: float = 60.0  # the owner keeps a lost holder's opens and locks that long
+    reconnect_interval_s: float = 1.0
+    trees: tuple[Tree, ...] = ()
+
+
+def load_settings(path: Path = DEFAULT_CONFIG) -> Settings:
+    """Read omfs.toml; a missing file at the default place means all defaults.
+
+    Raises ConfigError, naming the file and the fault.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if path == DEFAULT_CONFIG:
+            return Settings()
+        raise ConfigError(f"{path}: no such file; give an existing omfs.toml or leave the option out") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    try:
+        settings = msgspec.convert(tomllib.loads(text), Settings)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if settings.sec not in ("tls", "none"):
+        raise ConfigError(f'{path}: sec must be "tls" or "none", not "{settings.sec}"')
+    return settings

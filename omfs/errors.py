@@ -1,0 +1,92 @@
+"""Every exception omfs raises on purpose: its errno, and whether the outcome is known.
+
+A *definite* error means the request was not carried out (or was refused).  An indefinite one means the
+connection was lost after the request was sent and nobody can say any more whether the owner executed it;
+such a request is never repeated blindly.  One decorator in mount/ turns these into errno for the kernel; the
+export turns any OSError into a `wire.Failed`.  Nothing here imports anything of omfs.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class OmfsError(Exception):
+    """Base of all: *errno* is what a program that called the kernel gets to see."""
+
+    errno: int = _errno.EIO
+    definite: bool = True
+
+
+class RemoteFailure(OmfsError):
+    """The owner executed the request and it failed there with *errno*."""
+
+    def __init__(self, errno: int, text: str = "") -> None:
+        super().__init__(text or os.strerror(errno))
+        self.errno = errno
+
+
+class NodeDown(OmfsError):
+    """The node did not answer within `timeo`."""
+
+    errno = _errno.EHOSTDOWN
+
+
+class OutcomeUnknown(OmfsError):
+    """The owner restarted while it held a request that must not be executed twice."""
+
+    errno = _errno.EIO
+    definite = False
+
+
+class OpenLost(OmfsError):
+    """The owner does not know this open id (it restarted); open the handle again and repeat."""
+
+    errno = _errno.EBADF
+
+
+class StaleHandle(OmfsError):
+    """The handle's object no longer exists on the owner."""
+
+    errno = _errno.ESTALE
+
+
+class BadHandle(OmfsError):
+    """A handle that this owner did not issue: forged, truncated, or of another cluster."""
+
+    errno = _errno.ESTALE
+
+
+class Interrupted(OmfsError):
+    """The calling process was signalled while it waited."""
+
+    errno = _errno.EINTR
+
+
+class WireError(OmfsError):
+    """The other side broke the protocol; its connection is closed."""
+
+    errno = _errno.EPROTO
+
+
+class HelloRefused(OmfsError):
+    """The two nodes do not fit together (version, DFSA setting, map, identity); the text says what to do."""
+
+    errno = _errno.EPROTO
+
+
+class ConfigError(OmfsError):
+    """A wrong option, file or certificate; the text is one line that says where and what to do."""
+
+    errno = _errno.EINVAL
+
+
+class MapError(ConfigError):
+    """A refused cluster map: names file, line and reason (openmosix-interfaces.md, "The cluster map")."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}" if line else f"{path}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason

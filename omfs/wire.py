@@ -1,0 +1,518 @@
+"""Every message that travels between two nodes, and nothing else.
+
+A frame is a 16-byte header, a msgpack body (one of the structs below) and bulk data beside it; net/frames.py
+is the codec.  Requests are verb+noun, replies past tense.  Integers are seconds, bytes or nanoseconds as their
+suffix says; names are bytes without "/" (checked by the owner); a handle is opaque to everybody but its owner.
+Unknown fields and unknown types are refused.  Changing anything here changes PROTOCOL_VERSION and the golden
+bytes in tests/unit/test_wire.py.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, TypeAlias, Union
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of all structs on the wire: positional fields, immutable."""
+
+
+# ---------------------------------------------------------------- values
+
+
+class Lane(enum.IntEnum):
+    """Which of a peer's two connections this is: small requests never wait behind bulk data."""
+
+    SMALL = 0
+    BULK = 1
+
+
+class Caller(Message, frozen=True):
+    """Who asks: the credentials of the calling process on its own node (uids are the same everywhere)."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class Attributes(Message, frozen=True):
+    """An object's metadata as the owner's kernel tells it (statx); times in ns since the epoch, owner's clock."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size_bytes: int
+    blocks: int  # of 512 bytes
+    block_size_bytes: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class Entry(Message, frozen=True):
+    """One name of a directory; *cursor* continues the listing behind it (the owner's d_off)."""
+
+    name: bytes
+    cursor: int
+    handle: bytes
+    attributes: Attributes
+
+
+class ExportInfo(Message, frozen=True):
+    """One exported subtree and its options."""
+
+    path: bytes
+    read_only: bool
+    root_squash: bool
+
+
+# ---------------------------------------------------------------- session
+
+
+class Hello(Message, frozen=True, tag=True):
+    """First message on every connection, holder to owner."""
+
+    version: int
+    software: str
+    node_id: int
+    wanted_node_id: int
+    dfsa: bool
+    map_digest: bytes
+    session: bytes  # 16 random bytes, chosen once per mount
+    lane: Lane
+
+
+class Ping(Message, frozen=True, tag=True):
+    """Are you there?  Also keeps the session alive."""
+
+
+class CancelRequest(Message, frozen=True, tag=True):
+    """Give up the waiting request with this id (a lock wait); it is answered with EINTR if still waiting."""
+
+    request_id: int
+
+
+class DescribeNode(Message, frozen=True, tag=True):
+    """For omfs-admin: who are you?"""
+
+
+# ---------------------------------------------------------------- names
+
+
+class AttachTree(Message, frozen=True, tag=True):
+    """Ask for the root of the owner's exported tree."""
+
+    caller: Caller
+
+
+class LookUp(Message, frozen=True, tag=True):
+    parent: bytes
+    name: bytes
+    caller: Caller
+
+
+class MakeNode(Message, frozen=True, tag=True):
+    """mknod: a regular file, FIFO or socket; devices are refused with EPERM."""
+
+    parent: bytes
+    name: bytes
+    mode: int
+    umask: int
+    caller: Caller
+
+
+class MakeDirectory(Message, frozen=True, tag=True):
+    parent: bytes
+    name: bytes
+    mode: int
+    umask: int
+    caller: Caller
+
+
+class MakeSymlink(Message, frozen=True, tag=True):
+    parent: bytes
+    name: bytes
+    target: bytes
+    caller: Caller
+
+
+class MakeLink(Message, frozen=True, tag=True):
+    handle: bytes
+    parent: bytes
+    name: bytes
+    caller: Caller
+
+
+class RemoveName(Message, frozen=True, tag=True):
+    """unlink, or rmdir where *directory*."""
+
+    parent: bytes
+    name: bytes
+    directory: bool
+    caller: Caller
+
+
+class RenameName(Message, frozen=True, tag=True):
+    """*flags*: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2 (renameat2(2))."""
+
+    parent: bytes
+    name: bytes
+    new_parent: bytes
+    new_name: bytes
+    flags: int
+    caller: Caller
+
+
+class ReadLink(Message, frozen=True, tag=True):
+    handle: bytes
+    caller: Caller
+
+
+# ---------------------------------------------------------------- attributes
+
+
+class GetAttributes(Message, frozen=True, tag=True):
+    handle: bytes
+
+
+class SetAttributes(Message, frozen=True, tag=True):
+    """None leaves a field alone.  *atime_now*/*mtime_now* mean the owner's clock (utimensat UTIME_NOW)."""
+
+    handle: bytes
+    caller: Caller
+    open_id: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size_bytes: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    atime_now: bool = False
+    mtime_now: bool = False
+
+
+class CheckAccess(Message, frozen=True, tag=True):
+    """access(2): *mask* of R_OK 4, W_OK 2, X_OK 1."""
+
+    handle: bytes
+    mask: int
+    caller: Caller
+
+
+class StatFilesystem(Message, frozen=True, tag=True):
+    handle: bytes
+
+
+class GetXattr(Message, frozen=True, tag=True):
+    handle: bytes
+    name: bytes
+    caller: Caller
+
+
+class SetXattr(Message, frozen=True, tag=True):
+    """*flags*: XATTR_CREATE 1, XATTR_REPLACE 2."""
+
+    handle: bytes
+    name: bytes
+    value: bytes
+    flags: int
+    caller: Caller
+
+
+class ListXattrs(Message, frozen=True, tag=True):
+    handle: bytes
+    caller: Caller
+
+
+class RemoveXattr(Message, frozen=True, tag=True):
+    handle: bytes
+    name: bytes
+    caller: Caller
+
+
+# ---------------------------------------------------------------- files
+
+
+class OpenFile(Message, frozen=True, tag=True):
+    """*flags* as open(2), without O_CREAT and O_EXCL.  *reclaim*: it was open before the owner restarted."""
+
+    handle: bytes
+    flags: int
+    caller: Caller
+    reclaim: bool = False
+
+
+class CreateFile(Message, frozen=True, tag=True):
+    """open(2) with O_CREAT of *name*; *flags* may carry O_EXCL and O_TRUNC."""
+
+    parent: bytes
+    name: bytes
+    mode: int
+    umask: int
+    flags: int
+    caller: Caller
+
+
+class ReadBlocks(Message, frozen=True, tag=True):
+    open_id: int
+    offset: int
+    size_bytes: int
+
+
+class WriteBlocks(Message, frozen=True, tag=True):
+    """Bulk data beside.  On a file opened with O_APPEND the offset is ignored."""
+
+    open_id: int
+    offset: int
+
+
+class AppendBlocks(Message, frozen=True, tag=True):
+    """Bulk data beside: write at the end of the file, as one record."""
+
+    open_id: int
+
+
+class CloseFile(Message, frozen=True, tag=True):
+    """Also ends the flock taken through this open id.  Directories too."""
+
+    open_id: int
+
+
+class SyncFile(Message, frozen=True, tag=True):
+    """fsync, or fdatasync where *data_only*.  Directories too."""
+
+    open_id: int
+    data_only: bool
+
+
+class AllocateSpace(Message, frozen=True, tag=True):
+    """fallocate(2) with its *mode* bits."""
+
+    open_id: int
+    mode: int
+    offset: int
+    size_bytes: int
+
+
+class SeekFile(Message, frozen=True, tag=True):
+    """lseek(2) with SEEK_DATA 3 or SEEK_HOLE 4."""
+
+    open_id: int
+    offset: int
+    whence: int
+
+
+class CopyRange(Message, frozen=True, tag=True):
+    """copy_file_range(2) between two files of the same owner."""
+
+    source_open_id: int
+    source_offset: int
+    target_open_id: int
+    target_offset: int
+    size_bytes: int
+
+
+class OpenDirectory(Message, frozen=True, tag=True):
+    handle: bytes
+    caller: Caller
+
+
+class ReadDirectory(Message, frozen=True, tag=True):
+    """Entries behind *cursor* (0 = from the start), about *size_bytes* of them."""
+
+    open_id: int
+    cursor: int
+    size_bytes: int
+
+
+# ---------------------------------------------------------------- locks
+
+
+class LockFile(Message, frozen=True, tag=True):
+    """flock(2): *operation* LOCK_SH 1, LOCK_EX 2 or LOCK_UN 8; *wait* until it is free."""
+
+    open_id: int
+    operation: int
+    wait: bool
+
+
+class LockRange(Message, frozen=True, tag=True):
+    """POSIX lock of [start, end] (inclusive; 2**63-1 = to the end); *kind* F_RDLCK 0, F_WRLCK 1, F_UNLCK 2."""
+
+    open_id: int
+    owner: int
+    kind: int
+    start: int
+    end: int
+    pid: int
+    wait: bool
+
+
+class ProbeRange(Message, frozen=True, tag=True):
+    open_id: int
+    owner: int
+    kind: int
+    start: int
+    end: int
+
+
+class ReleaseLocks(Message, frozen=True, tag=True):
+    """A process closed a descriptor of the file: all its POSIX locks there end (close(2))."""
+
+    open_id: int
+    owner: int
+
+
+# ---------------------------------------------------------------- replies
+
+
+class Failed(Message, frozen=True, tag=True):
+    """The request was executed and failed.  *open_lost*: the open id is unknown here (the owner restarted)."""
+
+    errno: int
+    text: str = ""
+    open_lost: bool = False
+
+
+class Welcomed(Message, frozen=True, tag=True):
+    """*instance* names this run of the owner's daemon; *resumed*: the session's opens, locks and replies are kept."""
+
+    version: int
+    software: str
+    node_id: int
+    instance: bytes
+    resumed: bool
+
+
+class Refused(Message, frozen=True, tag=True):
+    """Answer to a Hello that does not fit; the connection is closed after it."""
+
+    reason: str
+
+
+class Ponged(Message, frozen=True, tag=True):
+    pass
+
+
+class Done(Message, frozen=True, tag=True):
+    """It succeeded and there is nothing more to say."""
+
+
+class NodeDescribed(Message, frozen=True, tag=True):
+    software: str
+    version: int
+    node_id: int
+    hostname: str
+    uptime_s: float
+    clock_ns: int
+    exports: tuple[ExportInfo, ...]
+    sessions: int
+    requests: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Found(Message, frozen=True, tag=True):
+    """A name's object (LookUp, AttachTree and everything that makes a name)."""
+
+    handle: bytes
+    attributes: Attributes
+
+
+class AttributesGot(Message, frozen=True, tag=True):
+    attributes: Attributes
+
+
+class LinkRead(Message, frozen=True, tag=True):
+    target: bytes
+
+
+class FilesystemStatted(Message, frozen=True, tag=True):
+    """statvfs(3)."""
+
+    block_size_bytes: int
+    fragment_size_bytes: int
+    blocks: int
+    blocks_free: int
+    blocks_available: int
+    files: int
+    files_free: int
+    files_available: int
+    name_max: int
+
+
+class XattrGot(Message, frozen=True, tag=True):
+    value: bytes
+
+
+class XattrsListed(Message, frozen=True, tag=True):
+    names: tuple[bytes, ...]
+
+
+class FileOpened(Message, frozen=True, tag=True):
+    open_id: int
+
+
+class FileCreated(Message, frozen=True, tag=True):
+    open_id: int
+    handle: bytes
+    attributes: Attributes
+
+
+class BlocksRead(Message, frozen=True, tag=True):
+    """The bulk data beside are what was read; fewer bytes than asked for mean the end of the file."""
+
+
+class BlocksWritten(Message, frozen=True, tag=True):
+    size_bytes: int
+
+
+class SeekDone(Message, frozen=True, tag=True):
+    offset: int
+
+
+class DirectoryRead(Message, frozen=True, tag=True):
+    entries: tuple[Entry, ...]
+    at_end: bool
+
+
+class RangeProbed(Message, frozen=True, tag=True):
+    """*kind* F_UNLCK: nobody is in the way; otherwise the lock that is."""
+
+    kind: int
+    start: int
+    end: int
+    pid: int
+
+
+Request: TypeAlias = Union[
+    Hello, Ping, CancelRequest, DescribeNode,
+    AttachTree, LookUp, MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, ReadLink,
+    GetAttributes, SetAttributes, CheckAccess, StatFilesystem, GetXattr, SetXattr, ListXattrs, RemoveXattr,
+    OpenFile, CreateFile, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, SyncFile, AllocateSpace, SeekFile,
+    CopyRange, OpenDirectory, ReadDirectory,
+    LockFile, LockRange, ProbeRange, ReleaseLocks,
+]  # fmt: skip
+
+Reply: TypeAlias = Union[
+    Failed, Welcomed, Refused, Ponged, Done, NodeDescribed, Found, AttributesGot, LinkRead, FilesystemStatted,
+    XattrGot, XattrsListed, FileOpened, FileCreated, BlocksRead, BlocksWritten, SeekDone, DirectoryRead, RangeProbed,
+]  # fmt: skip
+
+ONCE_ONLY: Final[frozenset[type[Message]]] = frozenset({
+    MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, SetXattr, RemoveXattr,
+    CreateFile, AppendBlocks, CopyRange, OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
+})  # fmt: skip
+"""Requests that must not be executed twice: the owner keeps their replies for replay within the session."""
+
+REPEATABLE_AFTER_RESTART: Final[frozenset[type[Message]]] = frozenset({
+    OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
+})  # fmt: skip
+"""Of ONCE_ONLY, those that do no harm when sent again to an owner that restarted and forgot the session."""
