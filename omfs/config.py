@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     map: str = ""  # "" = the first of MAP_PATHS that exists
     address: str = ""  # this node's address in the map; "" = found by comparing with the local interfaces
+    dfsa: bool = True  # /mfs/<self> is a bind of the local tree; the same on all nodes of a cluster
     port: int = 723  # tcp, the original's port for files
     sec: str = "tls"  # or "none", only for isolated networks
     config_dir: str = "/etc/omfs"  # certificates

@@ -73,7 +73,7 @@ class WireError(OmfsError):
 class HelloRefused(OmfsError):
     """The two nodes do not fit together (version, DFSA setting, map, identity); the text says what to do."""
 
-    errno = _errno.EPROTO
+    errno = _errno.EHOSTDOWN  # what programs understand; the reason is for the log and omfs-admin status
 
 
 class ConfigError(OmfsError):
@@ -90,3 +90,13 @@ class MapError(ConfigError):
         self.path = path
         self.line = line
         self.reason = reason
+
+
+class ControlError(OmfsError):
+    """A daemon refused a command of its control socket, or could not be asked; the text is one line."""
+
+
+class NotRunning(ControlError):
+    """Nobody listens on the control socket."""
+
+    errno = _errno.ECONNREFUSED

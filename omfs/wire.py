@@ -21,9 +21,6 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """Base of all structs on the wire: positional fields, immutable."""
 
 
-# ---------------------------------------------------------------- values
-
-
 class Lane(enum.IntEnum):
     """Which of a peer's two connections this is: small requests never wait behind bulk data."""
 
@@ -73,9 +70,6 @@ class ExportInfo(Message, frozen=True):
     root_squash: bool
 
 
-# ---------------------------------------------------------------- session
-
-
 class Hello(Message, frozen=True, tag=True):
     """First message on every connection, holder to owner."""
 
@@ -101,9 +95,6 @@ class CancelRequest(Message, frozen=True, tag=True):
 
 class DescribeNode(Message, frozen=True, tag=True):
     """For omfs-admin: who are you?"""
-
-
-# ---------------------------------------------------------------- names
 
 
 class AttachTree(Message, frozen=True, tag=True):
@@ -175,9 +166,6 @@ class ReadLink(Message, frozen=True, tag=True):
     caller: Caller
 
 
-# ---------------------------------------------------------------- attributes
-
-
 class GetAttributes(Message, frozen=True, tag=True):
     handle: bytes
 
@@ -237,9 +225,6 @@ class RemoveXattr(Message, frozen=True, tag=True):
     caller: Caller
 
 
-# ---------------------------------------------------------------- files
-
-
 class OpenFile(Message, frozen=True, tag=True):
     """*flags* as open(2), without O_CREAT and O_EXCL.  *reclaim*: it was open before the owner restarted."""
 
@@ -267,7 +252,7 @@ class ReadBlocks(Message, frozen=True, tag=True):
 
 
 class WriteBlocks(Message, frozen=True, tag=True):
-    """Bulk data beside.  On a file opened with O_APPEND the offset is ignored."""
+    """Bulk data beside, written at *offset* whatever the open flags say (append is AppendBlocks)."""
 
     open_id: int
     offset: int
@@ -332,9 +317,6 @@ class ReadDirectory(Message, frozen=True, tag=True):
     size_bytes: int
 
 
-# ---------------------------------------------------------------- locks
-
-
 class LockFile(Message, frozen=True, tag=True):
     """flock(2): *operation* LOCK_SH 1, LOCK_EX 2 or LOCK_UN 8; *wait* until it is free."""
 
@@ -370,9 +352,6 @@ class ReleaseLocks(Message, frozen=True, tag=True):
     owner: int
 
 
-# ---------------------------------------------------------------- replies
-
-
 class Failed(Message, frozen=True, tag=True):
     """The request was executed and failed.  *open_lost*: the open id is unknown here (the owner restarted)."""
 
@@ -398,7 +377,7 @@ class Refused(Message, frozen=True, tag=True):
 
 
 class Ponged(Message, frozen=True, tag=True):
-    pass
+    """Here."""
 
 
 class Done(Message, frozen=True, tag=True):

@@ -1,0 +1,170 @@
+"""What is measured: one program that runs inside a node, with the standard library only.
+
+`prepare DIR` is run where the files are stored, natively, so that the file system under test has never seen them;
+`measure DIR` is run through it and prints one JSON object: workload -> microseconds a call, or MB/s.  Nothing is
+timed but the calls named; removing what was made comes after.  Called by bench/run.py through `omfs-lab exec`.
+
+"Uncached" means: this mount touches this name for the first time.  The serving kernel has the files in its page
+cache, so what is compared is what the file systems cost, not the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+
+BLOCK = 4096
+CHUNK = 1 << 20
+
+# name -> (what it is, unit); the order of the table
+WORKLOADS = {
+    "stat_uncached": ("stat, uncached", "us"),
+    "stat_warm": ("stat, warm", "us"),
+    "open_read_close": ("open-read-close, uncached", "us"),
+    "create_4k": ("create + 4 KiB", "us"),
+    "rename": ("rename", "us"),
+    "unlink": ("unlink", "us"),
+    "list_long": ("ls -l, per entry", "us"),
+    "read_sequential": ("sequential read", "MB/s"),
+    "write_sequential": ("sequential write", "MB/s"),
+    "read_random": ("random read of 4 KiB", "us"),
+}
+
+
+def prepare(directory: str, files: int, big_mib: int) -> None:
+    """Make what `measure` reads: three sets of small files and a big one."""
+    for part in ("stat", "open", "list", "fresh"):
+        os.makedirs(f"{directory}/{part}")
+        for number in range(0 if part == "fresh" else files):
+            write_file(f"{directory}/{part}/{number:06}", os.O_EXCL, BLOCK)
+    write_file(f"{directory}/big", os.O_EXCL, big_mib << 20)
+    os.sync()
+
+
+def write_file(path: str, flags: int, size_bytes: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
+    block = os.urandom(min(size_bytes, CHUNK))
+    for _ in range(size_bytes // len(block)):
+        os.write(fd, block)
+    os.close(fd)
+
+
+def each(call: Callable[[str], object], paths: Iterable[str], count: int) -> float:
+    """Microseconds a call."""
+    start = time.perf_counter_ns()
+    for path in paths:
+        call(path)
+    return (time.perf_counter_ns() - start) / count / 1000
+
+
+def open_read_close(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    if len(os.read(fd, BLOCK)) != BLOCK:
+        raise OSError(f"{path}: short read")
+    os.close(fd)
+
+
+def create_4k(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.write(fd, bytes(BLOCK))
+    os.close(fd)
+
+
+def list_long(directory: str, files: int) -> float:
+    """Microseconds an entry of the real `ls -l`, its start included."""
+    start = time.perf_counter_ns()
+    listed = subprocess.run(["ls", "-l", directory], capture_output=True, check=True, env={"LC_ALL": "C"})
+    elapsed_ns = time.perf_counter_ns() - start
+    if listed.stdout.count(b"\n") != files + 1:
+        raise OSError(f"{directory}: ls does not list {files} entries")
+    return elapsed_ns / files / 1000
+
+
+def read_sequential(path: str, big_mib: int) -> float:
+    """MB/s (10**6 bytes) with 1 MiB reads."""
+    buffer = bytearray(CHUNK)
+    total = 0
+    start = time.perf_counter_ns()
+    with open(path, "rb", buffering=0) as file:
+        while got := file.readinto(buffer):
+            total += got
+    elapsed_ns = time.perf_counter_ns() - start
+    if total != big_mib << 20:
+        raise OSError(f"{path}: {total} bytes read")
+    return total * 1000 / elapsed_ns
+
+
+def write_sequential(path: str, big_mib: int) -> float:
+    """MB/s with 1 MiB writes, until close has returned (as cp does: no fsync)."""
+    block = os.urandom(CHUNK)
+    start = time.perf_counter_ns()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for _ in range(big_mib):
+        if os.write(fd, block) != CHUNK:
+            raise OSError(f"{path}: short write")
+    os.close(fd)
+    return (big_mib << 20) * 1000 / (time.perf_counter_ns() - start)
+
+
+def read_random(path: str, big_mib: int, count: int) -> float:
+    """Microseconds a pread of 4 KiB; no offset twice."""
+    offsets = random.sample(range((big_mib << 20) // BLOCK), count)
+    fd = os.open(path, os.O_RDONLY)
+    start = time.perf_counter_ns()
+    for offset in offsets:
+        os.pread(fd, BLOCK, offset * BLOCK)
+    elapsed_ns = time.perf_counter_ns() - start
+    os.close(fd)
+    return elapsed_ns / count / 1000
+
+
+def measure(directory: str, files: int, big_mib: int) -> dict[str, float]:
+    """Every workload once, in the order of WORKLOADS."""
+    gc.disable()
+    stat_paths = [f"{directory}/stat/{number:06}" for number in range(files)]
+    open_paths = [f"{directory}/open/{number:06}" for number in range(files)]
+    fresh = [f"{directory}/fresh/{number:06}" for number in range(files)]
+    renamed = [f"{path}.renamed" for path in fresh]
+    targets = iter(renamed)
+    result = {
+        "stat_uncached": each(os.stat, stat_paths, files),
+        "stat_warm": each(os.stat, stat_paths, files),
+        "open_read_close": each(open_read_close, open_paths, files),
+        "create_4k": each(create_4k, fresh, files),
+        "rename": each(lambda path: os.rename(path, next(targets)), fresh, files),
+        "unlink": each(os.unlink, renamed, files),
+        "list_long": list_long(f"{directory}/list", files),
+        "read_sequential": read_sequential(f"{directory}/big", big_mib),
+        "write_sequential": write_sequential(f"{directory}/written", big_mib),
+        "read_random": read_random(f"{directory}/big", big_mib, min(files, (big_mib << 20) // BLOCK)),
+    }
+    if result.keys() != WORKLOADS.keys():
+        raise AssertionError("WORKLOADS and measure() differ")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("action", choices=("prepare", "measure", "remove"))
+    parser.add_argument("directory")
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--big-mib", type=int, default=1024)
+    arguments = parser.parse_args()
+    if arguments.action == "prepare":
+        prepare(arguments.directory, arguments.files, arguments.big_mib)
+    elif arguments.action == "measure":
+        print(json.dumps(measure(arguments.directory, arguments.files, arguments.big_mib)))
+    else:
+        shutil.rmtree(arguments.directory)
+        os.sync()
+
+
+if __name__ == "__main__":
+    main()

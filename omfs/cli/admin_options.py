@@ -1,0 +1,51 @@
+"""The options that every omfs-admin command shares, and the settings they lead to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from omfs.config import DEFAULT_CONFIG, Settings, load_settings
+from omfs.net.nodemap import NODE_ID_MAX, NodeMap, read_map
+
+
+def add_common_options(parser: argparse.ArgumentParser, *, with_defaults: bool) -> None:
+    """--config and --run-dir, accepted before and after the command's name.
+
+    Only the outermost parser sets defaults, or the inner one's would overwrite what stood before the command.
+    """
+    default: dict[str, Any] = {"default": None if with_defaults else argparse.SUPPRESS}
+    text = f"settings (default {DEFAULT_CONFIG})"
+    parser.add_argument("--config", metavar="FILE", type=Path, help=text, **default)
+    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="where the daemons' sockets are", **default)
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """omfs.toml as chosen on the command line.  Raises ConfigError."""
+    return load_settings(arguments.config or DEFAULT_CONFIG)
+
+
+def run_dir_of(arguments: argparse.Namespace) -> Path:
+    """Where the control sockets are.  Raises ConfigError."""
+    return arguments.run_dir or Path(settings_of(arguments).run_dir)
+
+
+def map_of(path: Path | None, settings: Settings) -> NodeMap:
+    """The map of the command line, else of omfs.toml, else the usual places.  Raises MapError."""
+    return read_map(path or (Path(settings.map) if settings.map else None))
+
+
+def node_number(text: str) -> int:
+    """argparse type of a node id."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= NODE_ID_MAX:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a node id (1..{NODE_ID_MAX})')
+    return int(text)
+
+
+def console() -> Console:
+    """stdout for tables; in a pipe nothing is wrapped, coloured or cut."""
+    plain = Console(highlight=False, markup=False, emoji=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, emoji=False, width=1000)

@@ -1,0 +1,149 @@
+"""`omfs-export`: serve this node's tree to the cluster; started by the mount or by its systemd unit.
+
+    omfs-export [--config FILE] [--foreground]
+
+Without --foreground it goes behind and the command ends with 0 once the tree is served, or prints the one line that
+says why it can't be and ends with 1.  --report-fd and --settings-json are the mount's: the same report to a
+descriptor, and settings that the mount's options changed.  What a process needs to serve others (root, descriptors,
+no privilege that passes quotas) is arranged here, before any thread exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from omfs.config import DEFAULT_CONFIG, Settings, load_settings
+from omfs.errors import ConfigError
+
+READY: Final = b"ready\n"
+_FAILED: Final = 1
+_SYSLOG: Final = "/dev/log"
+_FORMAT: Final = "%(asctime)s omfs-export[%(process)d] %(levelname)s %(message)s"
+_SYSLOG_FORMAT: Final = "omfs-export[%(process)d]: %(message)s"
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="omfs-export", description="Serve this node's tree to the cluster.")
+    parser.add_argument("--config", metavar="FILE", type=Path, help=f"settings (default {DEFAULT_CONFIG})")
+    parser.add_argument("--foreground", action="store_true", help="do not go behind; log to stderr")
+    parser.add_argument("--report-fd", metavar="N", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--settings-json", metavar="JSON", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    report = Report(arguments.report_fd)
+    if arguments.foreground:
+        _log_to(logging.StreamHandler(), _FORMAT)
+        return _serve(arguments, report)
+    return _serve_behind(arguments, report)
+
+
+class Report:
+    """Tells one thing, once, to whoever started us: READY or a line of complaint."""
+
+    def __init__(self, fd: int) -> None:
+        """*fd*: where to; -1 = nowhere."""
+        self._fd = fd
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+
+    def tell(self, message: bytes) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                os.write(self._fd, message)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    if arguments.settings_json is None:
+        return load_settings(arguments.config or DEFAULT_CONFIG)
+    try:
+        return msgspec.json.decode(arguments.settings_json, type=Settings)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--settings-json: {error}") from None
+
+
+def _serve(arguments: argparse.Namespace, report: Report) -> int:
+    """Serve until SIGTERM; the exit status."""
+    try:
+        settings = _settings(arguments)
+        run_export = _load(settings)
+        run_export(settings, lambda: report.tell(READY))
+    except ConfigError as error:
+        print(f"omfs-export: {error}", file=sys.stderr)
+        report.tell(f"{error}\n".encode())
+        return _FAILED
+    except Exception as error:
+        report.tell(f"omfs-export failed: {error!r}\n".encode())
+        raise
+    return 0
+
+
+def _load(settings: Settings) -> Callable[[Settings, Callable[[], None]], None]:
+    """Everything heavy, after the words were understood."""
+    from omfs.daemon import run_export
+    from omfs.export.service import prepare_process
+
+    prepare_process()
+    os.umask(0o022)
+    try:
+        os.makedirs(settings.run_dir, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{settings.run_dir}: {error.strerror}") from None
+    return run_export
+
+
+def _serve_behind(arguments: argparse.Namespace, report: Report) -> int:
+    """Fork, and wait for the child's report."""
+    receiving, sending = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(sending)
+        with open(receiving, "rb") as pipe:
+            told = pipe.readline()
+        report.tell(told)
+        if told == READY:
+            return 0
+        print(f"omfs-export: {told.decode(errors='replace').strip() or 'it ended before it served'}", file=sys.stderr)
+        return _FAILED
+    status = _FAILED
+    try:
+        os.close(receiving)
+        os.setsid()
+        os.chdir("/")
+        _log_behind()
+        with open(os.devnull, "r+b") as nothing:
+            for fd in (0, 1, 2):
+                os.dup2(nothing.fileno(), fd)
+        status = _serve(arguments, Report(sending))
+    except BaseException:
+        logging.getLogger(__name__).exception("omfs-export ends")
+    finally:
+        os._exit(status)
+
+
+def _log_behind() -> None:
+    if os.path.exists(_SYSLOG):
+        _log_to(logging.handlers.SysLogHandler(_SYSLOG, "daemon"), _SYSLOG_FORMAT)
+    else:
+        logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _log_to(handler: logging.Handler, layout: str) -> None:
+    handler.setFormatter(logging.Formatter(layout))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""Builds the objects of a daemon and opens its one nursery: `run_export` for omfs-export, `run_mount` for omfs.
+
+Here is the only place that knows all rooms: the map says who we are, the identity who may talk to us, then either
+server and service, or peers and session.  SIGHUP reads the map and the certificates again; a refused map changes
+nothing.  SIGTERM and SIGINT end it cleanly.  What it does not do: parse words (cli), serve files (export, mount).
+Called by cli/export.py and cli/mount.py, which turn a ConfigError into one line and an exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from omfs import wire
+from omfs.config import SOFTWARE, Settings
+from omfs.errors import ConfigError, ControlError, NodeDown, OmfsError
+from omfs.export.service import ExportService
+from omfs.mount import selfbind
+from omfs.mount.exportprocess import ExportProcess
+from omfs.mount.lowlevel import Hook
+from omfs.mount.operations import Operations
+from omfs.mount.options import MountOptions
+from omfs.mount.remote import RemoteNode
+from omfs.mount.session import Session, check_mountpoint, wait_until_answering
+from omfs.net import control
+from omfs.net.hello import LocalNode
+from omfs.net.nodemap import NodeMap, own_node, read_map
+from omfs.net.peer import Peer
+from omfs.net.server import Server, listen
+from omfs.net.tls import LocalIdentity, load_identity
+
+DESCRIBE_WITHIN_S = 2.0  # omfs-admin status: a node that is slower shows what the mount knows without it
+
+log = logging.getLogger(__name__)
+
+
+class Standing:
+    """Who this node is in its cluster, as read from map and certificates; read again on SIGHUP."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError (MapError included)."""
+        self._settings = settings
+        self.reloads = 0
+        self.node_map: NodeMap
+        self.local: LocalNode
+        self.identity: LocalIdentity
+        self.read()
+
+    def read(self) -> None:
+        """Raises ConfigError and changes nothing where anything is wrong."""
+        settings = self._settings
+        node_map = read_map(Path(settings.map) if settings.map else None)
+        node_id = own_node(node_map, settings.address)
+        identity = load_identity(Path(settings.config_dir), settings.sec, node_id)
+        self.node_map, self.identity = node_map, identity
+        self.local = LocalNode(node_id, settings.dfsa, node_map.digest, SOFTWARE)
+
+    def reload(self) -> bool:
+        """As `read`, for SIGHUP: a fault is logged and what held goes on holding."""
+        before = self.local.node_id
+        try:
+            self.read()
+        except ConfigError as error:
+            log.error("nothing changed: %s", error)
+            return False
+        finally:
+            self.reloads += 1
+        if self.local.node_id != before:
+            log.error("the map now says that this is node %d; mount again to become it", self.local.node_id)
+            self.local = replace(self.local, node_id=before)
+        log.info("read %s again: %d nodes", self.node_map.path, len(self.node_map.nodes))
+        return True
+
+
+async def _heed_signals(reload: Callable[[], Awaitable[None]], stop: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                await reload()
+            else:
+                log.info("%s: ending", signal.Signals(number).name)
+                stop.cancel()
+
+
+def _prepare_process() -> None:
+    """SIGUSR2 writes all stacks to stderr; the garbage collector leaves alone what lives as long as the daemon."""
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)  # messages are gc=False; cycles are rare here, scanning them is not free
+
+
+@contextlib.contextmanager
+def _errors_unwrapped() -> Iterator[None]:
+    """A nursery wraps what a task raises; whoever started the daemon wants the one error."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        single: BaseException = group
+        while isinstance(single, BaseExceptionGroup):
+            single = single.exceptions[0]
+        if isinstance(single, (ConfigError, OSError)):
+            raise single from None
+        raise
+
+
+# ---------------------------------------------------------------- the owner's side
+
+
+def run_export(settings: Settings, report_ready: Callable[[], None]) -> None:
+    """Serve this node's tree until SIGTERM.  Raises ConfigError."""
+    with _errors_unwrapped():
+        trio.run(_export, settings, report_ready)
+
+
+async def _export(settings: Settings, report_ready: Callable[[], None]) -> None:
+    standing = Standing(settings)
+    service = ExportService(settings, standing.local.node_id)
+    server = service.server = Server(standing.local, settings, service, standing.identity.server_context)
+    try:
+        listener = listen("", settings.port)
+    except OSError as error:
+        raise ConfigError(f"port {settings.port}: {error.strerror}; is another omfs-export running?") from None
+    begun_s = time.monotonic()
+
+    async def reload() -> None:
+        if standing.reload():
+            server.local, server.context = standing.local, standing.identity.server_context
+
+    async def status(_: control.Arguments) -> dict[str, Any]:
+        return {
+            "node_id": standing.local.node_id,
+            "pid": os.getpid(),
+            "software": SOFTWARE,
+            "dfsa": settings.dfsa,
+            "port": settings.port,
+            "uptime_s": round(time.monotonic() - begun_s, 3),
+            "reloads": standing.reloads,
+            "exports": shown_exports(service.exports()),
+            "sessions": [{"node_id": one.node_id, "requests": one.requests} for one in server.sessions.values()],
+            "requests": server.requests,
+            "bytes_in": server.bytes_in,
+            "bytes_out": server.bytes_out,
+        }
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", {"status": status})
+        await nursery.start(server.run, [listener])
+        nursery.start_soon(service.tend)
+        nursery.start_soon(_heed_signals, reload, nursery.cancel_scope)
+        _prepare_process()
+        log.info("node %d serves on port %d", standing.local.node_id, settings.port)
+        report_ready()
+
+
+# ---------------------------------------------------------------- the holder's side
+
+
+def run_mount(options: MountOptions, settings: Settings, report_ready: Callable[[], None]) -> None:
+    """Mount, and answer until unmounted.  *report_ready* is called when programs can use it.  Raises ConfigError."""
+    check_mountpoint(options.mountpoint)
+    standing = Standing(settings)
+    with _errors_unwrapped():
+        trio.run(MountDaemon(options, settings, standing, report_ready).run)
+
+
+class MountDaemon:
+    """One mount: a peer per node, the FUSE session, the bind of the local tree, and the export beside it."""
+
+    def __init__(
+        self, options: MountOptions, settings: Settings, standing: Standing, report_ready: Callable[[], None]
+    ) -> None:
+        self._options = options
+        self._settings = settings
+        self._standing = standing
+        self._report_ready = report_ready
+        self._nodes: dict[int, RemoteNode] = {}
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._export = ExportProcess(settings)
+
+    async def run(self) -> None:
+        """Until the file system is unmounted, or SIGTERM."""
+        own_id = self._standing.local.node_id
+        operations: Operations | None = None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._export.run)
+            self._follow_map(nursery)
+            operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None)
+            session = Session(self._options, operations, Path(self._settings.run_dir))
+            session.open()
+            try:
+                nursery.start_soon(self._serve, session, nursery.cancel_scope)
+                await wait_until_answering(session.mountpoint)
+                if self._settings.dfsa:
+                    await self._bind_self(session)
+                handlers = {"status": self._status, "ping": self._ping}
+                await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
+                nursery.start_soon(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
+                _prepare_process()
+                log.info("node %d: %s is mounted", own_id, session.mountpoint)
+                self._report_ready()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(selfbind.undo, os.fsencode(session.mountpoint))
+                    session.close()
+
+    async def _bind_self(self, session: Session) -> None:
+        """From a thread: its look-ups go through our own mount."""
+        cover = os.fsencode(Path(self._settings.run_dir) / "refused")
+        mountpoint, flags = os.fsencode(session.mountpoint), self._options.kernel_flags
+        node_id = self._standing.local.node_id
+        try:
+            await trio.to_thread.run_sync(selfbind.bind_self, mountpoint, node_id, flags, cover)
+        except OSError as error:
+            raise ConfigError(f"{session.mountpoint}/{node_id}: can't bind the local tree: {error.strerror}") from None
+
+    async def _serve(self, session: Session, stop: trio.CancelScope) -> None:
+        await session.run()
+        log.info("unmounted")
+        stop.cancel()
+
+    # ------------------------------------------------------------ the map
+
+    def _follow_map(self, nursery: trio.Nursery) -> None:
+        """A peer for each node of the map (without ourselves where our tree is a bind); nodes that stay keep theirs."""
+        standing, settings = self._standing, self._settings
+        wanted = dict(standing.node_map.nodes)
+        if settings.dfsa:
+            wanted.pop(standing.local.node_id, None)
+        for gone in [node_id for node_id in self._nodes if node_id not in wanted]:
+            del self._nodes[gone]
+            self._scopes.pop(gone).cancel()
+        for node_id, addresses in wanted.items():
+            if node_id in self._nodes:
+                peer = self._nodes[node_id].peer
+                peer.local, peer.addresses, peer.context = standing.local, addresses, standing.identity.client_context
+                continue
+            peer = Peer(
+                node_id,
+                addresses,
+                settings.port,
+                standing.local,
+                settings,
+                standing.identity.client_context,
+                hard=self._options.hard,
+            )
+            self._nodes[node_id] = RemoteNode(peer)
+            self._scopes[node_id] = trio.CancelScope()
+            nursery.start_soon(self._keep_node, self._nodes[node_id], self._scopes[node_id])
+
+    async def _keep_node(self, node: RemoteNode, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.peer.run)
+                nursery.start_soon(node.tend)
+
+    def _reloader(self, nursery: trio.Nursery, operations: Operations) -> Callable[[], Awaitable[None]]:
+        async def reload() -> None:
+            self._export.reload()
+            if self._standing.reload():
+                self._follow_map(nursery)
+                await operations.nodes_changed(self._nodes)
+
+        return reload
+
+    # ------------------------------------------------------------ omfs-admin
+
+    async def _status(self, _: control.Arguments) -> control.StatusReply:
+        standing = self._standing
+        described: dict[int, control.NodeStatus] = {}
+        async with trio.open_nursery() as nursery:
+            for node in self._nodes.values():
+                nursery.start_soon(self._describe, node, described)
+        own_id = standing.local.node_id
+        if own_id not in described:
+            addresses = standing.node_map.nodes.get(own_id, ())
+            described[own_id] = control.NodeStatus(
+                node_id=own_id, addresses=addresses, state="self", software=SOFTWARE, exports=await self._own_exports()
+            )
+        return control.StatusReply(
+            node_id=own_id,
+            nodes=tuple(described[node_id] for node_id in sorted(described)),
+            software=SOFTWARE,
+            mount_point=self._options.mountpoint,
+            pid=os.getpid(),
+            reloads=standing.reloads,
+        )
+
+    async def _own_exports(self) -> tuple[control.ExportStatus, ...]:
+        try:
+            status = await control.ask(Path(self._settings.run_dir) / "export.sock", "status")
+        except OmfsError:
+            return ()
+        return msgspec.convert(status.get("exports", ()), tuple[control.ExportStatus, ...])
+
+    async def _describe(self, node: RemoteNode, described: dict[int, control.NodeStatus]) -> None:
+        exports: tuple[control.ExportStatus, ...] = ()
+        if node.peer.state == "up":
+            with trio.move_on_after(DESCRIBE_WITHIN_S), contextlib.suppress(OmfsError):
+                exports = shown_exports((await node.peer.call(wire.DescribeNode(), wire.NodeDescribed)).exports)
+        addresses = self._standing.node_map.nodes.get(node.node_id, ())
+        described[node.node_id] = control.peer_status(node.peer.describe(), addresses, exports)
+
+    async def _ping(self, arguments: control.Arguments) -> control.PingReply:
+        node_id = arguments.get("node")
+        if node_id == self._standing.local.node_id and node_id not in self._nodes:
+            return control.PingReply(node_id=node_id, address="localhost", round_trip_s=0.0)
+        node = self._nodes.get(node_id) if isinstance(node_id, int) else None
+        if node is None:
+            raise ControlError(f"node {node_id} is not in the map {self._standing.node_map.path}")
+        begun_s = trio.current_time()
+        try:
+            await node.peer.call(wire.Ping(), wire.Ponged)
+        except NodeDown as error:
+            return control.PingReply(node_id=node.node_id, address=node.peer.address, reason=str(error))
+        return control.PingReply(
+            node_id=node.node_id, address=node.peer.address, round_trip_s=trio.current_time() - begun_s
+        )
+
+
+def shown_exports(exports: tuple[wire.ExportInfo, ...]) -> tuple[control.ExportStatus, ...]:
+    """Exports for display: paths are bytes, JSON is text."""
+    return tuple(
+        control.ExportStatus(one.path.decode(errors="backslashreplace"), one.read_only, one.root_squash)
+        for one in exports
+    )

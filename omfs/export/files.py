@@ -1,0 +1,312 @@
+"""What one holder has open: open ids, the descriptors behind them, and how they come to be.
+
+An object is opened for I/O under the caller's identity, through /proc/self/fd (or straight by handle for root), and
+only regular files and directories ever are: the sealed handle tells the type beforehand, so no device is opened
+and no FIFO waited for.  `Opened` counts the threads that use its descriptor; it is closed when the last has left,
+so that a number never means another file meanwhile.
+
+Reading and writing is blocks.py, listing listings.py, locking locks.py.  Called by export/service.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from typing import Final
+
+from omfs import wire
+from omfs.errors import OpenLost
+from omfs.export.disk import Disk, Place, attributes_of, check_name
+from omfs.export.listings import Listing
+from omfs.export.names import must_be_makeable, umask_set
+from omfs.kernel import objects, walk
+from omfs.kernel.credentials import Identity
+
+CREATE_ATTEMPTS: Final = 16  # a name that others make and remove all the time; the kernel too gives up
+
+_KEPT_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+_ADDED_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+
+
+class Opened:
+    """One open id's descriptor.  *identity* opened it and is acted under when writing (quotas, reserved blocks)."""
+
+    __slots__ = ("_closing", "_users", "cold_reads", "fd", "flags", "identity", "listing", "place")
+
+    def __init__(self, fd: int, flags: int, place: Place, identity: Identity) -> None:
+        self.fd = fd
+        self.flags = flags
+        self.place = place
+        self.identity = identity
+        self.listing = Listing(fd) if place.is_directory else None
+        self.cold_reads = 0  # so many reads will not be tried inline (blocks.py)
+        self._users = 0
+        self._closing = False
+
+    @property
+    def is_readable(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def is_writable(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    def __enter__(self) -> int:
+        """Use the descriptor over an await: it stays open until everybody has left.  EBADF when it was closed."""
+        if self._closing:
+            raise OSError(errno.EBADF, "closed meanwhile")
+        self._users += 1
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if self._closing and not self._users:
+            os.close(self.fd)
+
+    def close(self) -> None:
+        """Close as soon as nobody uses it."""
+        self._closing = True
+        if not self._users:
+            os.close(self.fd)
+
+
+class OpenIds:
+    """Numbers for opens that a restarted owner does not confuse with those of its past life."""
+
+    def __init__(self) -> None:
+        self._last = secrets.randbits(31) << 32
+
+    def next(self) -> int:
+        self._last += 1
+        return self._last
+
+
+class SessionFiles:
+    """Everything that one session has open."""
+
+    def __init__(self, ids: OpenIds) -> None:
+        self._ids = ids
+        self._opens: dict[int, Opened] = {}
+        self._by_handle: dict[bytes, list[Opened]] = {}
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._opens)
+
+    def add(self, opened: Opened) -> int:
+        """Its new open id.  EBADF, closing it, when the session ended meanwhile."""
+        if self._ended:
+            opened.close()
+            raise OSError(errno.EBADF, "the session ended")
+        open_id = self._ids.next()
+        self._opens[open_id] = opened
+        self._by_handle.setdefault(opened.place.handle, []).append(opened)
+        return open_id
+
+    def get(self, open_id: int) -> Opened:
+        """OpenLost for an id that is not open in this session (the owner restarted)."""
+        opened = self._opens.get(open_id)
+        if opened is None:
+            raise OpenLost("this node restarted since the file was opened")
+        return opened
+
+    def get_directory(self, open_id: int) -> tuple[Opened, Listing]:
+        """As `get`; ENOTDIR for a file."""
+        opened = self.get(open_id)
+        if opened.listing is None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return opened, opened.listing
+
+    def remove(self, open_id: int) -> Opened:
+        """Forget the id; the caller closes.  OpenLost as for `get`."""
+        opened = self.get(open_id)
+        del self._opens[open_id]
+        others = self._by_handle[opened.place.handle]
+        others.remove(opened)
+        if not others:
+            del self._by_handle[opened.place.handle]
+        return opened
+
+    def is_open(self, handle: bytes) -> bool:
+        """Whether this session has the object open."""
+        return handle in self._by_handle
+
+    def close_all(self) -> None:
+        """The session ended."""
+        self._ended = True
+        for opened in self._opens.values():
+            opened.close()
+        self._opens.clear()
+        self._by_handle.clear()
+
+    def open_object(self, disk: Disk, place: Place) -> int:
+        """A descriptor of the object, to be closed by the caller: also of a file without a name that is open here.
+
+        Some file systems do not find an unlinked inode by its handle any more.  OSError ESTALE.
+        """
+        try:
+            return disk.open(place)
+        except OSError as error:
+            opens = self._by_handle.get(place.handle)
+            if error.errno != errno.ESTALE or not opens:
+                raise
+            return os.dup(opens[0].fd)
+
+
+# ---------------------------------------------------------------- opening
+
+
+def checked_flags(place: Place, flags: int) -> int:
+    """The flags that count on the owner.  OSError for what can't be opened or written."""
+    if not place.is_regular:
+        number = errno.EISDIR if place.is_directory else errno.ELOOP if place.is_symlink else errno.ENXIO
+        raise OSError(number, os.strerror(number))
+    if flags & os.O_ACCMODE == os.O_ACCMODE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+        place.must_be_writable()
+    return flags & _KEPT_FLAGS
+
+
+def open_file(disk: Disk, files: SessionFiles, request: wire.OpenFile) -> wire.FileOpened:
+    """OpenFile.  BlockingIOError when a native program's kernel lease must be broken first (`wait_for_lease`).
+
+    A reclaimed open (the owner restarted) was granted before: its owner gets it back even if the mode now forbids it
+    (files are made with mode 0444 and written, as git does), and nothing is truncated twice.
+    """
+    place = disk.locate(request.handle)
+    flags = checked_flags(place, request.flags)
+    identity = place.tree.identity_of(request.caller)
+    if request.reclaim:
+        flags &= ~os.O_TRUNC
+    how = flags | _ADDED_FLAGS | os.O_NONBLOCK
+    try:
+        fd = _open_for(disk, files, place, how, identity)
+    except PermissionError:
+        if not request.reclaim:
+            raise
+        fd = _reclaim_for_owner(disk, files, place, how, identity)
+    return wire.FileOpened(files.add(Opened(fd, flags, place, identity)))
+
+
+def wait_for_lease(fd: int, flags: int, place: Place, identity: Identity) -> Opened:
+    """Open the object of *fd* with *flags* (as `checked_flags` returned them), however long that takes: in a thread."""
+    with identity:
+        return Opened(objects.reopen(fd, flags | os.O_CLOEXEC), flags, place, identity)
+
+
+def _open_for(disk: Disk, files: SessionFiles, place: Place, flags: int, identity: Identity) -> int:
+    if identity.uid == 0:
+        try:
+            return disk.open_as_root(place, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not files.is_open(place.handle):
+                raise
+    path_fd = files.open_object(disk, place)
+    try:
+        with identity:
+            return objects.reopen(path_fd, flags & ~os.O_NOFOLLOW)
+    finally:
+        os.close(path_fd)
+
+
+def _reclaim_for_owner(disk: Disk, files: SessionFiles, place: Place, flags: int, identity: Identity) -> int:
+    path_fd = files.open_object(disk, place)
+    try:
+        if os.fstat(path_fd).st_uid != identity.uid:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return objects.reopen(path_fd, flags & ~os.O_NOFOLLOW)
+    finally:
+        os.close(path_fd)
+
+
+def open_directory(disk: Disk, files: SessionFiles, request: wire.OpenDirectory) -> wire.FileOpened:
+    """OpenDirectory."""
+    place = disk.locate(request.handle)
+    if not place.is_directory:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    identity = place.tree.identity_of(request.caller)
+    flags = os.O_RDONLY | os.O_DIRECTORY | _ADDED_FLAGS
+    fd = _open_for(disk, files, place, flags, identity)
+    return wire.FileOpened(files.add(Opened(fd, os.O_RDONLY, place, identity)))
+
+
+# ---------------------------------------------------------------- creating
+
+
+def create_file(disk: Disk, files: SessionFiles, request: wire.CreateFile) -> wire.FileCreated:
+    """open(2) with O_CREAT: make the file, or (without O_EXCL) open the one that is there.
+
+    A symlink at the end is not followed (ELOOP; the calling node's kernel follows links itself), and nothing but a
+    regular file is opened.  O_EXCL comes first, since the calling kernel creates what it has just not found.
+    """
+    check_name(request.name)
+    parent = disk.locate(request.parent)
+    parent.must_be_writable()
+    identity = parent.tree.identity_of(request.caller)
+    if request.flags & os.O_ACCMODE == os.O_ACCMODE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    parent_fd = disk.open(parent)
+    try:
+        must_be_makeable(disk, parent_fd, parent, request.name)
+        for _ in range(CREATE_ATTEMPTS):
+            try:
+                return _create_new(disk, files, parent_fd, parent, identity, request)
+            except FileExistsError:
+                if request.flags & os.O_EXCL:
+                    raise
+            try:
+                return _open_existing(disk, files, parent_fd, parent, identity, request)
+            except FileNotFoundError:
+                continue  # removed in between
+        raise OSError(errno.ESTALE, "the name is made and removed all the time")
+    finally:
+        os.close(parent_fd)
+
+
+def _create_new(
+    disk: Disk, files: SessionFiles, parent_fd: int, parent: Place, identity: Identity, request: wire.CreateFile
+) -> wire.FileCreated:
+    flags = request.flags & _KEPT_FLAGS & ~os.O_TRUNC
+    try:
+        with umask_set(request.umask), identity:
+            fd = walk.create(parent_fd, request.name, flags | _ADDED_FLAGS, request.mode & 0o7777)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise FileExistsError(errno.EEXIST, "a mount point") from None
+    try:
+        tree = disk.tree_of(parent_fd, parent, request.name)
+        handle, status = disk.describe(fd, parent.mount, tree)
+        opened = Opened(fd, flags, disk.locate(handle), identity)
+    except BaseException:
+        os.close(fd)
+        raise
+    return wire.FileCreated(files.add(opened), handle, attributes_of(status))
+
+
+def _open_existing(
+    disk: Disk, files: SessionFiles, parent_fd: int, parent: Place, identity: Identity, request: wire.CreateFile
+) -> wire.FileCreated:
+    path_fd, mount, tree = disk.find(parent_fd, parent, request.name, identity)
+    try:
+        try:
+            handle, _ = disk.describe(path_fd, mount, tree)
+        except FileNotFoundError:
+            raise PermissionError(errno.EACCES, "a device has this name") from None
+        place = disk.locate(handle)
+        flags = checked_flags(place, request.flags)
+        with identity:
+            fd = objects.reopen(path_fd, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(fd)
+    finally:
+        os.close(path_fd)
+    return wire.FileCreated(files.add(Opened(fd, flags, place, identity)), handle, attributes_of(status))
+
+
+def holds_big_orphan(opened: Opened, limit_bytes: int) -> bool:
+    """Whether closing this frees more than *limit_bytes* on the disk."""
+    status = os.fstat(opened.fd)
+    return status.st_nlink == 0 and status.st_blocks * 512 > limit_bytes and stat.S_ISREG(status.st_mode)

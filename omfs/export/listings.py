@@ -1,0 +1,93 @@
+"""Listing a directory piece by piece, each name with its handle and attributes.
+
+The cursors are the kernel's own (d_off), so a listing goes on where it stopped, also after the directory changed,
+and 100,000 names cost 100,000 steps.  A name that vanished meanwhile is left out, and so is what is hidden; on a mount
+point the mounted root is shown, as a look-up would.  Called by export/service.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import Final
+
+import trio
+
+from omfs import wire
+from omfs.config import READDIR_REPLY_BYTES
+from omfs.errors import StaleHandle
+from omfs.export.disk import Disk, Place, attributes_of
+from omfs.kernel.credentials import ROOT
+from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
+
+ENTRY_OVERHEAD_BYTES: Final = 80  # attributes and framing of an entry in the reply, besides name and handle
+AT_ONCE: Final = 48  # entries looked up before others get their turn (about half a millisecond)
+
+_NOT_THERE: Final = (errno.ENOENT, errno.ESTALE, errno.EREMOTE)  # vanished or hidden; /mfs
+_OUR_TROUBLE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+log = logging.getLogger(__name__)
+
+
+class Listing:
+    """The position of one open directory: entries that were read but not asked for yet, and the cursor before them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._cursor = 0
+        self._pending: list[DirectoryEntry] = []  # the next one last
+
+    def take(self, cursor: int, size_bytes: int, handle_bytes: int) -> tuple[list[DirectoryEntry], bool]:
+        """(entries behind *cursor* for about *size_bytes* of reply, whether those are the last).  OSError."""
+        if cursor != self._cursor or cursor == 0:
+            self._pending = []
+            self._cursor = os.lseek(self._fd, cursor, os.SEEK_SET)
+        taken: list[DirectoryEntry] = []
+        while size_bytes > 0:
+            if not self._pending:
+                self._pending = read_entries(self._fd)[::-1]
+                if not self._pending:
+                    return taken, True
+            entry = self._pending.pop()
+            size_bytes -= len(entry.name) + handle_bytes + ENTRY_OVERHEAD_BYTES
+            taken.append(entry)
+            self._cursor = entry.cursor
+        return taken, False
+
+
+async def read_directory(
+    disk: Disk, listing: Listing, fd: int, place: Place, request: wire.ReadDirectory
+) -> wire.DirectoryRead:
+    """The next entries behind the request's cursor; at least one unless *at_end*."""
+    size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
+    cursor = request.cursor
+    while True:
+        taken, at_end = listing.take(cursor, size_bytes, len(place.handle))
+        entries: list[wire.Entry] = []
+        for start in range(0, len(taken), AT_ONCE):
+            if start:
+                await trio.lowlevel.checkpoint()
+            for raw in taken[start : start + AT_ONCE]:
+                entry = _describe(disk, fd, place, raw)
+                if entry is not None:
+                    entries.append(entry)
+        if entries or at_end:
+            return wire.DirectoryRead(tuple(entries), at_end)
+        cursor = taken[-1].cursor
+
+
+def _describe(disk: Disk, fd: int, place: Place, raw: DirectoryEntry) -> wire.Entry | None:
+    if raw.kind in (DT_CHR, DT_BLK):
+        return None
+    try:
+        handle, status = disk.look_up(fd, place, raw.name, ROOT)
+    except StaleHandle:
+        return None  # a mount that went away meanwhile
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            if error.errno in _OUR_TROUBLE:
+                raise
+            log.warning("%s of %s is left out of a listing: %s", raw.name, place.mount.line.mountpoint, error.strerror)
+        return None
+    return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status))

@@ -1,0 +1,191 @@
+"""Making, removing and renaming names, as the calling user.
+
+Each function does one request: opens the parent directory from its handle, makes one system call relative to it under
+the caller's identity and umask (the owner's kernel applies it, or a default ACL instead), and looks up what came of
+it.  No await inside, and all in the trio thread: the umask belongs to the whole process.  Names are checked
+here; nothing ever moves or links from one export tree or mount to another (EXDEV).
+
+Raises OSError as the kernel does, BadHandle, StaleHandle.  Called by export/service.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from omfs import wire
+from omfs.export.disk import Disk, Place, attributes_of, check_name
+from omfs.export.trees import is_shown
+from omfs.kernel import objects
+from omfs.kernel.credentials import ROOT
+
+SYMLINK_MAX_BYTES: Final = 4095  # PATH_MAX without its NUL
+SLOW_REMOVAL_BYTES: Final = 16 << 20  # freeing more than this is left to a thread
+
+_MAKEABLE: Final = (0, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+@contextmanager
+def umask_set(mask: int) -> Iterator[None]:
+    """The caller's umask for one creation."""
+    before = os.umask(mask & 0o777)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _open_parent(disk: Disk, parent: Place, name: bytes) -> int:
+    """The directory to change *name* in."""
+    check_name(name)
+    parent.must_be_writable()
+    return disk.open(parent)
+
+
+def must_be_makeable(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> None:
+    """EACCES for the name of a hidden export tree."""
+    if disk.trees.maybe_tops(name) and disk.tree_of(parent_fd, parent, name).hidden:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _found(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> wire.Found:
+    handle, status = disk.look_up(parent_fd, parent, name, ROOT)
+    return wire.Found(handle, attributes_of(status))
+
+
+def make_node(disk: Disk, request: wire.MakeNode) -> wire.Found:
+    """mknod of a regular file, FIFO or socket; EPERM for devices."""
+    file_type = stat.S_IFMT(request.mode)
+    if not is_shown(request.mode):
+        raise PermissionError(errno.EPERM, "devices can not be made on another node")
+    if file_type not in _MAKEABLE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    parent = disk.locate(request.parent)
+    identity = parent.tree.identity_of(request.caller)
+    fd = _open_parent(disk, parent, request.name)
+    try:
+        must_be_makeable(disk, fd, parent, request.name)
+        with umask_set(request.umask), identity:
+            os.mknod(request.name, file_type | request.mode & 0o7777, dir_fd=fd)
+        return _found(disk, fd, parent, request.name)
+    finally:
+        os.close(fd)
+
+
+def make_directory(disk: Disk, request: wire.MakeDirectory) -> wire.Found:
+    """mkdir."""
+    parent = disk.locate(request.parent)
+    identity = parent.tree.identity_of(request.caller)
+    fd = _open_parent(disk, parent, request.name)
+    try:
+        must_be_makeable(disk, fd, parent, request.name)
+        with umask_set(request.umask), identity:
+            os.mkdir(request.name, request.mode & 0o7777, dir_fd=fd)
+        return _found(disk, fd, parent, request.name)
+    finally:
+        os.close(fd)
+
+
+def make_symlink(disk: Disk, request: wire.MakeSymlink) -> wire.Found:
+    """symlink; the target is any bytes."""
+    if not request.target:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if len(request.target) > SYMLINK_MAX_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if b"\0" in request.target:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    parent = disk.locate(request.parent)
+    identity = parent.tree.identity_of(request.caller)
+    fd = _open_parent(disk, parent, request.name)
+    try:
+        must_be_makeable(disk, fd, parent, request.name)
+        with identity:
+            os.symlink(request.target, request.name, dir_fd=fd)
+        return _found(disk, fd, parent, request.name)
+    finally:
+        os.close(fd)
+
+
+def make_link(disk: Disk, request: wire.MakeLink, source_fd: int, source: Place) -> wire.Found:
+    """link of the object behind *source_fd* (O_PATH)."""
+    parent = disk.locate(request.parent)
+    if source.mount is not parent.mount or source.tree is not parent.tree:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    identity = parent.tree.identity_of(request.caller)
+    fd = _open_parent(disk, parent, request.name)
+    try:
+        must_be_makeable(disk, fd, parent, request.name)
+        with identity:
+            objects.make_link(source_fd, fd, request.name)
+        return _found(disk, fd, parent, request.name)
+    finally:
+        os.close(fd)
+
+
+def remove_name(disk: Disk, request: wire.RemoveName) -> int:
+    """unlink or rmdir.  A descriptor that holds the last reference to a big file, to be closed in a thread, or -1."""
+    parent = disk.locate(request.parent)
+    identity = parent.tree.identity_of(request.caller)
+    name = request.name
+    fd = _open_parent(disk, parent, name)
+    try:
+        if disk.is_guarded(fd, name):
+            raise OSError(errno.EBUSY, "an export tree")
+        if request.directory:
+            with identity:
+                os.rmdir(name, dir_fd=fd)
+            return -1
+        victim, _, _ = disk.find(fd, parent, name, identity)
+        try:
+            if not is_shown(os.fstat(victim).st_mode):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            with identity:
+                os.unlink(name, dir_fd=fd)
+            status = os.fstat(victim)
+        except BaseException:
+            os.close(victim)
+            raise
+        if status.st_nlink == 0 and status.st_blocks * 512 > SLOW_REMOVAL_BYTES:
+            return victim
+        os.close(victim)
+        return -1
+    finally:
+        os.close(fd)
+
+
+def rename_name(disk: Disk, request: wire.RenameName) -> None:
+    """renameat2 with flags 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    if request.flags not in (0, objects.RENAME_NOREPLACE, objects.RENAME_EXCHANGE):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    old = disk.locate(request.parent)
+    new = disk.locate(request.new_parent)
+    if old.mount is not new.mount or old.tree is not new.tree:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    check_name(request.new_name)
+    identity = old.tree.identity_of(request.caller)
+    old_fd = _open_parent(disk, old, request.name)
+    new_fd = old_fd
+    try:
+        if new is not old:
+            new_fd = disk.open(new)
+        if disk.is_guarded(old_fd, request.name) or disk.is_guarded(new_fd, request.new_name):
+            raise OSError(errno.EBUSY, "an export tree")
+        with identity:
+            if not is_shown(os.stat(request.name, dir_fd=old_fd, follow_symlinks=False).st_mode):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            objects.rename(old_fd, request.name, new_fd, request.new_name, request.flags)
+    finally:
+        if new_fd != old_fd:
+            os.close(new_fd)
+        os.close(old_fd)
+
+
+def read_link(fd: int, place: Place) -> wire.LinkRead:
+    """readlink; EINVAL for anything but a symlink."""
+    if not place.is_symlink:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return wire.LinkRead(os.readlink(b"", dir_fd=fd))

@@ -1,0 +1,63 @@
+"""The kernel's table of mounts, and which of them are trees that a node shows to others.  Pure.
+
+Source of the format: proc(5), /proc/pid/mountinfo.  A *real tree* holds files of this machine: the kernel's own
+pseudo file systems are left out (the original showed no /proc), and so are file systems that another machine
+serves: mounted on each node they mean the same everywhere, and a dead server must not stall this owner.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+OMFS_TYPE: Final = b"fuse.omfs"
+
+_PSEUDO: Final = frozenset(
+    b"autofs binder binfmt_misc bpf cgroup cgroup2 configfs cpuset debugfs devpts devtmpfs efivarfs functionfs "
+    b"fuse fusectl hugetlbfs mqueue nsfs pipefs proc pstore resctrl rpc_pipefs securityfs selinuxfs smackfs "
+    b"sockfs sysfs tracefs xenfs".split()
+)
+_SERVED_ELSEWHERE: Final = frozenset(
+    b"9p afs ceph cifs coda gfs2 lustre ncpfs nfs nfs4 nfsd ocfs2 orangefs smb3 smbfs".split()
+)
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+
+
+class MountLine(NamedTuple):
+    """One mount: where it is, what is mounted and of which type."""
+
+    mount_id: int
+    parent_id: int
+    device: bytes  # major:minor
+    root: bytes  # the directory of the file system that is mounted
+    mountpoint: bytes
+    fstype: bytes
+
+
+def parse_mountinfo(text: bytes) -> list[MountLine]:
+    """The lines of mountinfo in order (a later one covers an earlier one at the same place).
+
+    ValueError when a line is not in the format of proc(5).
+    """
+    return [_parse_line(line) for line in text.splitlines() if line]
+
+
+def _parse_line(line: bytes) -> MountLine:
+    fields = line.split(b" ")
+    try:
+        separator = fields.index(b"-", 6)
+        return MountLine(
+            int(fields[0]), int(fields[1]), fields[2], _unescape(fields[3]), _unescape(fields[4]), fields[separator + 1]
+        )
+    except (ValueError, IndexError):
+        raise ValueError(f"not a line of mountinfo: {line!r}") from None
+
+
+def _unescape(field: bytes) -> bytes:
+    """Space, tab, newline and backslash are written as three octal digits."""
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
+
+
+def is_real_tree(fstype: bytes) -> bool:
+    """Whether mounts of *fstype* belong to the node's tree (fuse only on a block device: ntfs, exfat)."""
+    return fstype not in _PSEUDO and fstype not in _SERVED_ELSEWHERE and not fstype.startswith(b"fuse.")

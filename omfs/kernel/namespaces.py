@@ -1,0 +1,91 @@
+"""Namespaces and mounts: unshare, setns, mount, umount2, pivot_root and the parent-death signal, by ctypes.
+
+Python has unshare and setns only from 3.12 on, the others not at all.  Every function raises OSError with the
+kernel's errno.  Called by omfs/lab (a node is a set of namespaces), by the mount for the local node's bind mounts,
+and later by dfsa for a guest's root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+
+MNT_DETACH: Final = 2
+
+_PR_SET_PDEATHSIG: Final = 1
+_SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(result: int, what: str | None = None) -> None:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones (unshare(2)); CLONE_NEWPID holds for children only."""
+    _check(_libc.unshare(flags))
+
+
+def set_namespace(fd: int, kind: int) -> None:
+    """Enter the namespace behind *fd*, of *kind* CLONE_NEW...  (setns(2)); CLONE_NEWPID holds for children only."""
+    _check(_libc.setns(fd, kind))
+
+
+def mount(source: str, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
+    """mount(2).  *kind* is the file system type, None for binds, remounts and propagation changes."""
+    _check(
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags,
+            options.encode() if options else None,
+        ),
+        target,
+    )  # fmt: skip
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new_root: str) -> None:
+    """Make *new_root*, a mount point, the root of this mount namespace and let go of the old root.
+
+    pivot_root(".", "."): the old root comes to lie over the new one and is detached from there (pivot_root(2), NOTES).
+    """
+    machine = os.uname().machine
+    if machine not in _SYS_PIVOT_ROOT:
+        raise OSError(0, f"pivot_root: system call number on {machine} is unknown")
+    os.chdir(new_root)
+    _check(_libc.syscall(ctypes.c_long(_SYS_PIVOT_ROOT[machine]), b".", b"."), new_root)
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Have the kernel send this process *number* when its parent ends (prctl(2)); a change of uid clears it."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))

@@ -1,0 +1,158 @@
+"""What all FUSE handlers share: the nodes, the table of inodes, who asks, and how errors become errno.
+
+`answering` is the one decorator around every handler: an OmfsError becomes its errno, anything else a logged EIO,
+because an exception that escapes a pyfuse3 handler ends the mount.  `Foundation` is the base of the operation families
+(operations_*.py).  No handler lives here.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import stat
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError
+
+from omfs import wire
+from omfs.errors import OmfsError
+from omfs.mount.callers import Callers
+from omfs.mount.inodes import ROOT_ID, Inode, InodeTable
+from omfs.mount.lowlevel import Hook
+from omfs.mount.remote import RemoteNode
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+NODE_NAME_TIMEOUT_S: Final = 86400.0  # names of nodes change only with the map, which tells the kernel itself
+_UNKNOWN_DIRECTORY: Final = wire.Attributes(stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
+
+
+def answering(handler: F) -> F:
+    """Turn what a handler raises into an answer for the kernel."""
+
+    @functools.wraps(handler)
+    async def answer(*arguments: Any) -> Any:
+        try:
+            return await handler(*arguments)
+        except FUSEError:
+            raise
+        except OmfsError as error:
+            log.debug("%s: %s", handler.__name__, error)
+            raise FUSEError(error.errno) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return answer  # type: ignore[return-value]
+
+
+class Foundation(pyfuse3.Operations):
+    """State of one mount, and how objects are shown to the kernel."""
+
+    supports_dot_lookup = False  # a forgotten node id can't be found again by number
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, hook: Hook, nodes: dict[int, RemoteNode], self_id: int | None = None) -> None:
+        """*self_id*: this node, where /mfs/<self> is a bind (dfsa=1) and not in *nodes*."""
+        super().__init__()
+        self.hook = hook
+        self.nodes = nodes
+        self.self_id = self_id
+        self.callers = Callers()
+        self.inodes: InodeTable[RemoteNode] = InodeTable()
+        for node in nodes.values():
+            self.inodes.add_directory(node)
+
+    # ------------------------------------------------------------ objects
+
+    def is_local(self, number: int) -> bool:
+        """/mfs itself, or the place where /mfs/<self> is laid over: nobody is asked about them."""
+        return number == ROOT_ID or (self.self_id is not None and number == ROOT_ID + self.self_id)
+
+    async def place(self, number: int) -> tuple[RemoteNode, bytes]:
+        """The owner and handle behind a FUSE node id.  Raises StaleHandle; EPERM for /mfs itself."""
+        if self.is_local(number):
+            raise FUSEError(errno.EPERM)
+        inode = self.inodes.get(number)
+        return inode.owner, inode.handle if inode.handle is not None else await inode.owner.root()
+
+    def entry(self, node: RemoteNode, handle: bytes, attributes: wire.Attributes) -> EntryAttributes:
+        """Tell the kernel of an object: the answer of everything that finds or makes a name."""
+        inode = self.inodes.find(node, handle)
+        inode.lookups += 1
+        return filled(EntryAttributes(), inode.id, attributes)
+
+    @staticmethod
+    def shown(number: int, attributes: wire.Attributes) -> EntryAttributes:
+        """Attributes of an object that the kernel knows already."""
+        return filled(EntryAttributes(), number, attributes)
+
+    def directory_entry(self, inode: Inode[RemoteNode]) -> EntryAttributes:
+        """/mfs/<N>, from what was last seen of it."""
+        entry = filled(EntryAttributes(), inode.id, inode.owner.root_attributes or _UNKNOWN_DIRECTORY)
+        entry.entry_timeout = NODE_NAME_TIMEOUT_S
+        return entry
+
+    def self_entry(self) -> EntryAttributes:
+        """What /mfs/<self> is laid over."""
+        assert self.self_id is not None
+        entry = filled(EntryAttributes(), ROOT_ID + self.self_id, _UNKNOWN_DIRECTORY)
+        entry.entry_timeout = entry.attr_timeout = NODE_NAME_TIMEOUT_S
+        return entry
+
+    def root_entry(self) -> EntryAttributes:
+        """/mfs itself."""
+        entry = filled(EntryAttributes(), ROOT_ID, _UNKNOWN_DIRECTORY)
+        entry.st_mode = stat.S_IFDIR | 0o555
+        entry.st_nlink = 2 + len(self.node_ids())
+        entry.attr_timeout = entry.entry_timeout = NODE_NAME_TIMEOUT_S
+        return entry
+
+    def node_ids(self) -> list[int]:
+        ids = set(self.nodes)
+        if self.self_id is not None:
+            ids.add(self.self_id)
+        return sorted(ids)
+
+    def current_request(self, opcode: int) -> memoryview | None:
+        """The request being answered as the kernel sent it; only before the handler's first await.
+
+        None where the hook is not installed, or it is of another kind.
+        """
+        return self.hook.request if self.hook.installed and self.hook.opcode == opcode else None
+
+    @staticmethod
+    def same_node(first: RemoteNode, second: RemoteNode) -> RemoteNode:
+        """Both objects' owner; EXDEV if there are two."""
+        if first.node_id != second.node_id:
+            raise FUSEError(errno.EXDEV)
+        return first
+
+    async def forget(self, inode_list: Any) -> None:
+        for number, lookups in inode_list:
+            self.inodes.forget(number, lookups)
+
+
+def filled(entry: EntryAttributes, number: int, attributes: wire.Attributes) -> EntryAttributes:
+    """*entry* with the owner's attributes, which hold for this answer only."""
+    entry.st_ino = number
+    entry.entry_timeout = 0
+    entry.attr_timeout = 0
+    entry.st_mode = attributes.mode
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size_bytes
+    entry.st_blocks = attributes.blocks
+    entry.st_blksize = attributes.block_size_bytes
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    return entry

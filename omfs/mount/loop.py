@@ -1,0 +1,133 @@
+"""The cheap session loop: one worker of pyfuse3, the leader, reads the device until it has to wait for an answer.
+
+pyfuse3's own loop passes every request to another task.  Here the leader keeps reading as long as handlers end
+without waiting; when one really waits, leadership goes to an idle worker (the one used last, so that few buffers
+are warm).  Replaces `pyfuse3._wait_fuse_readable` where the hook (lowlevel.py) is installed.
+
+It also knows which task waits for which request, so that an INTERRUPT of the kernel reaches it.  Invariants: at most
+one leader; a waiting handler is never the leader's; after `Hook.ended` every worker gets False and ends.  Called by
+session.py; operations wrap their methods with `Loop.watched`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Final, NamedTuple
+
+import trio
+from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_readable, wait_task_rescheduled
+
+from omfs.mount import lowlevel_abi as abi
+from omfs.mount.lowlevel import Hook
+
+_FAIR_EVERY: Final = 64  # requests answered in a row before other tasks of the daemon get their turn
+
+
+class Waiting(NamedTuple):
+    """A request whose handler waits: the task to interrupt, and the calling thread (as the daemon sees it)."""
+
+    task: Task
+    pid: int
+
+
+class Loop:
+    """Leadership and interruption; one per mount."""
+
+    def __init__(self, hook: Hook, interrupt: Callable[[Waiting], None]) -> None:
+        self.waiting: dict[int, Waiting] = {}  # by the request's unique number
+        self._hook = hook
+        self._interrupt = interrupt
+        self._leader: Task | None = None
+        self._idle: list[Task] = []
+        self._in_a_row = 0
+        hook.takers[abi.INTERRUPT] = self._take_interrupt
+        hook.on_end = self._wake_all
+
+    def _take_interrupt(self, hook: Hook, request: memoryview) -> None:
+        # The kernel sends it only for a request that was read before; if it is not waiting, it was answered.
+        waiting = self.waiting.get(abi.interrupted_unique(request))
+        if waiting is not None:
+            self._interrupt(waiting)
+
+    async def wait(self) -> bool:
+        """What a worker does between two requests; False when the mount is over."""
+        hook = self._hook
+        me = current_task()
+        if hook.pending is not None:
+            taken, hook.pending = hook.pending, None
+            await self._watch(taken)
+        if self._leader is not me and self._leader is not None and not hook.ended:
+            await self._park(me)
+        if hook.ended:
+            return False
+        self._leader = me
+        if hook.drained:
+            hook.drained = False
+            self._in_a_row = 0
+            try:
+                await wait_readable(hook.fd)
+            except trio.ClosedResourceError:
+                hook.ended = True
+                self._wake_all()
+                return False
+        else:
+            self._in_a_row += 1
+            if self._in_a_row >= _FAIR_EVERY:
+                self._in_a_row = 0
+                await checkpoint()
+        return True
+
+    def watched(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        """*method* of pyfuse3's Operations, run so that the loop knows when it waits."""
+        watch = self._watch
+
+        def run(*arguments: Any) -> Any:
+            return watch(method(*arguments))
+
+        return run
+
+    async def _park(self, me: Task) -> None:
+        self._idle.append(me)
+
+        def abort(_: object) -> Abort:
+            if me in self._idle:
+                self._idle.remove(me)
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+    def _wake_all(self) -> None:
+        self._leader = None
+        while self._idle:
+            reschedule(self._idle.pop())
+
+    def _hand_over(self) -> None:
+        if self._leader is current_task():
+            self._leader = None
+            if self._idle:
+                self._leader = self._idle.pop()
+                reschedule(self._leader)
+
+    @types.coroutine
+    def _watch(self, handler: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Run *handler* like `await`, but give up leadership and be interruptible as soon as it waits."""
+        try:
+            wish = handler.send(None)
+        except StopIteration as end:
+            return end.value
+        unique = self._hook.unique  # still this one's: nothing else ran since it was received
+        self.waiting[unique] = Waiting(current_task(), self._hook.pid)
+        self._hand_over()
+        try:
+            while True:
+                try:
+                    answer = yield wish
+                except BaseException as error:
+                    wish = handler.throw(error)
+                else:
+                    wish = handler.send(answer)
+        except StopIteration as end:
+            return end.value
+        finally:
+            del self.waiting[unique]

@@ -1,0 +1,212 @@
+"""The part of the FUSE kernel protocol that the hook reads and writes itself: opcodes, INIT flags, layouts.
+
+Pure constants and pure packing.  Source: include/uapi/linux/fuse.h of Linux 6.18 (protocol 7.45); the kernel keeps
+these layouts stable, unlike libfuse's own structs, and that is why the hook works on them.  Used by lowlevel.py,
+lockops.py and dataops.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+# Opcodes.
+SETATTR: Final = 4
+WRITE: Final = 16
+STATFS: Final = 17
+SETXATTR: Final = 21
+FLUSH: Final = 25
+INIT: Final = 26
+GETLK: Final = 31
+SETLK: Final = 32
+SETLKW: Final = 33
+INTERRUPT: Final = 36
+FALLOCATE: Final = 43
+LSEEK: Final = 46
+COPY_FILE_RANGE: Final = 47
+COPY_FILE_RANGE_64: Final = 53
+
+# INIT flags (flags | flags2 << 32).
+POSIX_LOCKS: Final = 1 << 1
+ATOMIC_O_TRUNC: Final = 1 << 3
+EXPORT_SUPPORT: Final = 1 << 4
+DONT_MASK: Final = 1 << 6
+SPLICE_WRITE: Final = 1 << 7
+SPLICE_MOVE: Final = 1 << 8
+SPLICE_READ: Final = 1 << 9
+FLOCK_LOCKS: Final = 1 << 10
+AUTO_INVAL_DATA: Final = 1 << 12
+READDIRPLUS_AUTO: Final = 1 << 14
+WRITEBACK_CACHE: Final = 1 << 16
+PARALLEL_DIROPS: Final = 1 << 18
+HANDLE_KILLPRIV: Final = 1 << 19
+POSIX_ACL: Final = 1 << 20
+EXPLICIT_INVAL_DATA: Final = 1 << 25
+HANDLE_KILLPRIV_V2: Final = 1 << 28
+SETXATTR_EXT: Final = 1 << 29
+INIT_EXT: Final = 1 << 30
+DIRECT_IO_ALLOW_MMAP: Final = 1 << 36
+
+WANTED_FLAGS: Final = (
+    POSIX_LOCKS  # the hook answers GETLK, SETLK and SETLKW
+    | FLOCK_LOCKS
+    | ATOMIC_O_TRUNC
+    | DONT_MASK  # umask or default ACL: the owner's kernel decides
+    | PARALLEL_DIROPS
+    | EXPLICIT_INVAL_DATA  # the page cache is ours to invalidate
+    | HANDLE_KILLPRIV_V2  # the owner drops set-id bits and capabilities; no GETXATTR before every write
+    | INIT_EXT
+    | DIRECT_IO_ALLOW_MMAP  # else a shared mmap of a direct_io file is ENODEV
+)
+UNWANTED_FLAGS: Final = (
+    AUTO_INVAL_DATA  # contradicts EXPLICIT_INVAL_DATA
+    | WRITEBACK_CACHE  # with it the kernel ignores another node's size and mtime
+    | SPLICE_READ | SPLICE_WRITE | SPLICE_MOVE  # two more system calls per small request
+    | HANDLE_KILLPRIV
+    | POSIX_ACL  # would switch on default_permissions and cache ACLs; without it they pass through as xattrs
+    | SETXATTR_EXT  # another layout of SETXATTR
+    | EXPORT_SUPPORT  # a forgotten node id can't be found again by number
+    | READDIRPLUS_AUTO
+)  # fmt: skip
+MAX_BACKGROUND: Final = 512
+CONGESTION_THRESHOLD: Final = 384
+
+# struct fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid
+IN_HEADER: Final = struct.Struct("<IIQQIII")
+IN_HEADER_BYTES: Final = 40
+_OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error, unique
+
+LOCK_IS_FLOCK: Final = 1  # FUSE_LK_FLOCK
+WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
+WRITE_KILL_SUIDGID: Final = 4
+SETATTR_ATIME_NOW: Final = 1 << 7
+SETATTR_MTIME_NOW: Final = 1 << 8
+
+WRITE_HEADER_BYTES: Final = IN_HEADER_BYTES + 40
+_WRITE_IN: Final = struct.Struct("<QQIIQI")  # fh, offset, size, write_flags, lock_owner, flags
+_LOCK_IN: Final = struct.Struct("<QQQQIII")  # fh, owner, start, end, type, pid, lk_flags
+_FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh, offset, length, mode
+_LSEEK_IN: Final = struct.Struct("<QQI")  # fh, offset, whence
+_COPY_IN: Final = struct.Struct("<QQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len
+_INTERRUPT_IN: Final = struct.Struct("<Q")
+
+
+class WriteIn(NamedTuple):
+    fh: int
+    offset: int
+    size_bytes: int
+    write_flags: int
+    lock_owner: int
+    open_flags: int
+
+
+class LockIn(NamedTuple):
+    fh: int
+    owner: int
+    start: int
+    end: int
+    kind: int
+    pid: int
+    lock_flags: int
+
+
+class FallocateIn(NamedTuple):
+    fh: int
+    offset: int
+    size_bytes: int
+    mode: int
+
+
+class LseekIn(NamedTuple):
+    fh: int
+    offset: int
+    whence: int
+
+
+class CopyIn(NamedTuple):
+    source_fh: int
+    source_offset: int
+    target_node_id: int
+    target_fh: int
+    target_offset: int
+    size_bytes: int
+
+
+def write_in(request: memoryview) -> WriteIn:
+    return WriteIn._make(_WRITE_IN.unpack_from(request, IN_HEADER_BYTES))
+
+
+def lock_in(request: memoryview) -> LockIn:
+    return LockIn._make(_LOCK_IN.unpack_from(request, IN_HEADER_BYTES))
+
+
+def fallocate_in(request: memoryview) -> FallocateIn:
+    return FallocateIn._make(_FALLOCATE_IN.unpack_from(request, IN_HEADER_BYTES))
+
+
+def lseek_in(request: memoryview) -> LseekIn:
+    return LseekIn._make(_LSEEK_IN.unpack_from(request, IN_HEADER_BYTES))
+
+
+def copy_in(request: memoryview) -> CopyIn:
+    return CopyIn._make(_COPY_IN.unpack_from(request, IN_HEADER_BYTES))
+
+
+def interrupted_unique(request: memoryview) -> int:
+    """Of an INTERRUPT: the request that is no longer wanted."""
+    return int(_INTERRUPT_IN.unpack_from(request, IN_HEADER_BYTES)[0])
+
+
+def setattr_valid(request: memoryview) -> int:
+    """Of a SETATTR: the FATTR_ bits, with the *_NOW ones that pyfuse3 replaces by this node's clock."""
+    return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
+
+
+def setxattr_flags(request: memoryview) -> int:
+    """Of a SETXATTR: XATTR_CREATE 1, XATTR_REPLACE 2."""
+    return int(struct.unpack_from("<I", request, IN_HEADER_BYTES + 4)[0])
+
+
+def flush_lock_owner(request: memoryview) -> int:
+    """Of a FLUSH: whose POSIX locks end."""
+    return int(struct.unpack_from("<Q", request, IN_HEADER_BYTES + 16)[0])
+
+
+def reply(unique: int, payload: bytes = b"") -> bytes:
+    """A successful answer."""
+    return _OUT_HEADER.pack(16 + len(payload), 0, unique) + payload
+
+
+def error_reply(unique: int, errno: int) -> bytes:
+    return _OUT_HEADER.pack(16, -errno, unique)
+
+
+def write_reply(unique: int, size_bytes: int) -> bytes:
+    return reply(unique, struct.pack("<II", size_bytes, 0))
+
+
+def number_reply(unique: int, number: int) -> bytes:
+    """For LSEEK and COPY_FILE_RANGE_64."""
+    return reply(unique, struct.pack("<Q", number))
+
+
+def lock_reply(unique: int, start: int, end: int, kind: int, pid: int) -> bytes:
+    return reply(unique, struct.pack("<QQII", start, end, kind, pid))
+
+
+def init_offered(request: memoryview) -> int:
+    """Of an INIT: the flags that the kernel knows."""
+    flags, more = struct.unpack_from("<II", request, IN_HEADER_BYTES + 12)
+    return int(flags | more << 32 if flags & INIT_EXT else flags)
+
+
+def adjust_init_reply(answer: memoryview, offered: int) -> int:
+    """Set our flags and limits in libfuse's answer to INIT (struct fuse_init_out, *answer*); returns the flags."""
+    (flags,) = struct.unpack_from("<I", answer, 12)
+    (more,) = struct.unpack_from("<I", answer, 32) if flags & INIT_EXT else (0,)
+    flags |= more << 32
+    flags = (flags | (WANTED_FLAGS & offered)) & ~UNWANTED_FLAGS
+    struct.pack_into("<IHH", answer, 12, flags & 0xFFFFFFFF, MAX_BACKGROUND, CONGESTION_THRESHOLD)
+    if flags & INIT_EXT:
+        struct.pack_into("<I", answer, 32, flags >> 32)
+    return int(flags)

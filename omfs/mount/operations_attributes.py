@@ -1,0 +1,129 @@
+"""FUSE handlers about attributes: getattr, setattr, access, statfs and extended attributes.
+
+The owner decides about access, as the user (there is no default_permissions: it would cost a GETATTR for every
+component of a path).  Times set to "now" are the owner's clock.  Called by pyfuse3.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from omfs import wire
+from omfs.mount import lowlevel_abi as abi
+from omfs.mount.handlers import answering
+from omfs.mount.inodes import ROOT_ID
+from omfs.mount.operations_files import FileOperations
+
+
+class AttributeOperations(FileOperations):
+    """Handlers about attributes; ftruncate goes through the open file."""
+
+    @answering
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        told = self.just_told.take(ctx.pid, inode)
+        if told is not None:
+            return told
+        if inode == ROOT_ID:
+            return self.root_entry()
+        if self.is_local(inode):
+            return self.self_entry()
+        known = self.inodes.get(inode)
+        if known.handle is None:
+            await known.owner.get_root_attributes()
+            return self.directory_entry(known)
+        return self.shown(inode, await known.owner.get_attributes(known.handle))
+
+    @answering
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        raw = self.current_request(abi.SETATTR)
+        valid = 0 if raw is None else abi.setattr_valid(raw)
+        atime_now, mtime_now = bool(valid & abi.SETATTR_ATIME_NOW), bool(valid & abi.SETATTR_MTIME_NOW)
+        node, handle = await self.place(inode)
+        request = wire.SetAttributes(
+            handle,
+            self.callers.caller(ctx),
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size_bytes=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime and not atime_now else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime and not mtime_now else None,
+            atime_now=atime_now,
+            mtime_now=mtime_now,
+        )
+        file = None if fh is None or not fields.update_size else self.files.get(fh)
+        if file is not None:
+            return self.shown(inode, await file.set_attributes(request))
+        return self.shown(inode, await node.set_attributes(request))
+
+    @answering
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        if self.is_local(inode):
+            return not mode & os.W_OK
+        node, handle = await self.place(inode)
+        await node.check_access(handle, mode, self.callers.caller(ctx))
+        return True
+
+    @answering
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        raw = self.current_request(abi.STATFS)
+        told = StatvfsData()
+        told.f_bsize = told.f_frsize = 4096
+        told.f_namemax = 255
+        if raw is None or self.is_local(self.hook.node_id):
+            return told  # /mfs has no space of its own
+        node, handle = await self.place(self.hook.node_id)
+        found = await node.stat_filesystem(handle)
+        told.f_bsize = found.block_size_bytes
+        told.f_frsize = found.fragment_size_bytes
+        told.f_blocks = found.blocks
+        told.f_bfree = found.blocks_free
+        told.f_bavail = found.blocks_available
+        told.f_files = found.files
+        told.f_ffree = found.files_free
+        told.f_favail = found.files_available
+        told.f_namemax = found.name_max
+        return told
+
+    # ------------------------------------------------------------ extended attributes
+
+    @answering
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        raw = self.current_request(abi.SETXATTR)
+        if raw is not None:
+            # pyfuse3 asks for it before a setxattr with flags; the owner obeys the flags itself, in one step.
+            if abi.setxattr_flags(raw) & os.XATTR_CREATE:
+                raise FUSEError(pyfuse3.ENOATTR)
+            return b""
+        if self.is_local(inode):
+            raise FUSEError(pyfuse3.ENOATTR)
+        node, handle = await self.place(inode)
+        return await node.get_xattr(handle, name, self.callers.caller(ctx))
+
+    @answering
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        raw = self.current_request(abi.SETXATTR)
+        flags = 0 if raw is None else abi.setxattr_flags(raw)
+        if self.is_local(inode):
+            raise FUSEError(errno.EPERM)
+        node, handle = await self.place(inode)
+        await node.set_xattr(handle, name, value, flags, self.callers.caller(ctx))
+
+    @answering
+    async def listxattr(self, inode: int, ctx: RequestContext) -> tuple[bytes, ...]:
+        if self.is_local(inode):
+            return ()
+        node, handle = await self.place(inode)
+        return await node.list_xattrs(handle, self.callers.caller(ctx))
+
+    @answering
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        node, handle = await self.place(inode)
+        await node.remove_xattr(handle, name, self.callers.caller(ctx))

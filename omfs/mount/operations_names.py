@@ -1,0 +1,202 @@
+"""FUSE handlers about names: look-up, making, removing, renaming, links, and the listing of directories.
+
+/mfs itself is answered here without asking anybody: its names are the nodes of the map.  Called by pyfuse3.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections import deque
+from typing import Any, Final
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext
+
+from omfs import wire
+from omfs.config import READDIR_REPLY_BYTES
+from omfs.mount.handlers import Foundation, answering
+from omfs.mount.inodes import ROOT_ID, directory_id
+from omfs.mount.justtold import JustTold
+from omfs.mount.remotefile import RemoteFile, open_directory
+
+_DOT_CURSOR: Final = (1 << 63) - 3  # no file system uses these as d_off: they are beyond ext4's largest hash
+_DOT_DOT_CURSOR: Final = (1 << 63) - 2
+
+
+class Listing:
+    """An open directory: what the owner sent and the kernel did not take yet."""
+
+    def __init__(self, number: int, file: RemoteFile | None) -> None:
+        self.number = number
+        self.file = file  # None: /mfs itself
+        self.entries: deque[wire.Entry] = deque()
+        self.cursor = 0  # behind the last entry that was taken
+        self.at_end = False
+
+
+class NameOperations(Foundation):
+    """Handlers about names."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.listings: dict[int, Listing] = {}
+        self.just_told = JustTold()
+        self._next_listing = 1
+
+    @answering
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if parent_inode == ROOT_ID:
+            return self._look_up_node(name)
+        node, parent = await self.place(parent_inode)
+        found = await node.look_up(parent, name, self.callers.caller(ctx))
+        entry = self.entry(node, found.handle, found.attributes)
+        self.just_told.note(ctx.pid, entry)
+        return entry
+
+    def _look_up_node(self, name: bytes) -> EntryAttributes:
+        if name.isdigit() and not name.startswith(b"0"):
+            number = int(name)
+            if number == self.self_id:
+                return self.self_entry()
+            if number in self.nodes:
+                return self.directory_entry(self.inodes.get(directory_id(number)))
+        raise FUSEError(errno.ENOENT)
+
+    @answering
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise FUSEError(errno.EPERM)
+        node, parent = await self.place(parent_inode)
+        found = await node.make_node(parent, name, mode, ctx.umask, self.callers.caller(ctx))
+        return self.entry(node, found.handle, found.attributes)
+
+    @answering
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        node, parent = await self.place(parent_inode)
+        found = await node.make_directory(parent, name, stat.S_IMODE(mode), ctx.umask, self.callers.caller(ctx))
+        return self.entry(node, found.handle, found.attributes)
+
+    @answering
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        node, parent = await self.place(parent_inode)
+        found = await node.make_symlink(parent, name, target, self.callers.caller(ctx))
+        return self.entry(node, found.handle, found.attributes)
+
+    @answering
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        node, handle = await self.place(inode)
+        parent_node, parent = await self.place(new_parent_inode)
+        node = self.same_node(node, parent_node)
+        found = await node.make_link(handle, parent, new_name, self.callers.caller(ctx))
+        return self.entry(node, found.handle, found.attributes)
+
+    @answering
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        node, parent = await self.place(parent_inode)
+        await node.remove_name(parent, name, False, self.callers.caller(ctx))
+
+    @answering
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        if parent_inode == ROOT_ID:
+            raise FUSEError(errno.EBUSY)
+        node, parent = await self.place(parent_inode)
+        await node.remove_name(parent, name, True, self.callers.caller(ctx))
+
+    @answering
+    async def rename(
+        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int,
+        ctx: RequestContext,
+    ) -> None:  # fmt: skip
+        node, parent = await self.place(parent_inode_old)
+        new_node, new_parent = await self.place(parent_inode_new)
+        node = self.same_node(node, new_node)
+        await node.rename(parent, name_old, new_parent, name_new, flags, self.callers.caller(ctx))
+
+    @answering
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        node, handle = await self.place(inode)
+        return await node.read_link(handle, self.callers.caller(ctx))
+
+    # ------------------------------------------------------------ listings
+
+    @answering
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        file = None
+        if not self.is_local(inode):
+            node, handle = await self.place(inode)
+            file = await open_directory(node, handle, self.callers.caller(ctx))
+        number, self._next_listing = self._next_listing, self._next_listing + 1
+        self.listings[number] = Listing(inode, file)
+        return number
+
+    @answering
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self.listings[fh]
+        if start_id == 0:
+            if not self._told_dot(token, b".", listing.number, _DOT_CURSOR):
+                return
+            start_id = _DOT_CURSOR
+        if start_id == _DOT_CURSOR:
+            if not self._told_dot(token, b"..", ROOT_ID, _DOT_DOT_CURSOR):
+                return
+            start_id = _DOT_DOT_CURSOR
+        start = 0 if start_id == _DOT_DOT_CURSOR else start_id
+        if listing.file is None:
+            self._list_nodes(start, token, listing)
+        else:
+            await self._list_remote(listing, listing.file, start, token)
+
+    @staticmethod
+    def _told_dot(token: pyfuse3.ReaddirToken, name: bytes, number: int, cursor: int) -> bool:
+        # The kernel takes only the inode number and the type of these two and counts no look-up.
+        entry = EntryAttributes()
+        entry.st_ino = number
+        entry.st_mode = stat.S_IFDIR | 0o755
+        return pyfuse3.readdir_reply(token, name, entry, cursor)
+
+    def _list_nodes(self, start: int, token: pyfuse3.ReaddirToken, listing: Listing) -> None:
+        if listing.number != ROOT_ID:  # below /mfs/<self>, laid over
+            return
+        for number in self.node_ids():
+            if number <= start:
+                continue
+            entry = self._look_up_node(b"%d" % number)
+            if not pyfuse3.readdir_reply(token, b"%d" % number, entry, number):
+                return
+
+    async def _list_remote(self, listing: Listing, file: RemoteFile, start: int, token: pyfuse3.ReaddirToken) -> None:
+        entries = listing.entries
+        if start != listing.cursor or start == 0:  # seekdir or rewinddir: what is here does not fit
+            entries.clear()
+            listing.cursor, listing.at_end = start, False
+        while True:
+            if not entries:
+                if listing.at_end:
+                    return
+                read = await file.read_directory(listing.cursor, READDIR_REPLY_BYTES)
+                entries.extend(read.entries)
+                listing.at_end = read.at_end or not read.entries
+                if not entries:
+                    return
+            entry = entries[0]
+            inode = self.inodes.find(file.node, entry.handle)
+            inode.lookups += 1
+            told = self.shown(inode.id, entry.attributes)
+            if not pyfuse3.readdir_reply(token, entry.name, told, entry.cursor):
+                self.inodes.forget(inode.id, 1)
+                return
+            entries.popleft()
+            listing.cursor = entry.cursor
+
+    @answering
+    async def releasedir(self, fh: int) -> None:
+        listing = self.listings.pop(fh, None)
+        if listing is not None and listing.file is not None:
+            await listing.file.close()
+
+    @answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        listing = self.listings[fh]
+        if listing.file is not None:
+            await listing.file.sync(datasync)

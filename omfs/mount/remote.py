@@ -1,0 +1,176 @@
+"""A node and its objects as the mount sees them: each operation is one method that asks the owner.
+
+`RemoteNode` acts on handles, `remotefile.RemoteFile` on what is open.  This is where leases will be asked in the next
+issue: a method will first look whether the answer is held, and only then call the peer.  What it does not do: know
+FUSE, retry a call (the peer does), decide about access (the owner does).
+
+What is owed to a node that is away (a close, an unlock) is kept and paid when it is back, so that nothing stays open or
+locked there; `tend` does that and takes the locks again soon after the owner restarted.  Called by operations*.py;
+built by daemon.py, which also runs `tend`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from omfs import wire
+from omfs.errors import NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
+from omfs.mount.callers import ROOT
+from omfs.net.peer import Peer
+
+if TYPE_CHECKING:
+    from omfs.mount.remotefile import RemoteFile
+
+log = logging.getLogger(__name__)
+
+_TEND_INTERVAL_S: Final = 1.0
+_SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then not before it is heard again
+_OWED_MAX: Final = 65536  # a session of a node that is away for good ends at its side anyway
+
+
+class RemoteNode:
+    """One owner.  *files* is what is open there through this mount, by handle."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.node_id = peer.node_id
+        self.files: dict[bytes, set[RemoteFile]] = {}
+        self.root_attributes: wire.Attributes | None = None  # as last seen
+        self._root: bytes | None = None
+        self._owed: list[wire.Message] = []
+        self._epoch = peer.epoch
+        self._is_doubtful = False  # it did not answer within _SILENT_S when last asked about its root
+
+    def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:
+        """The process that *task* works for was signalled."""
+        self.peer.interrupt(task, still_wanted)
+
+    # ------------------------------------------------------------ the tree's root
+
+    async def root(self) -> bytes:
+        """The handle of the root of the tree; asked once, as handles outlive the owner's restarts."""
+        if self._root is None:
+            found = await self.peer.call(wire.AttachTree(ROOT), wire.Found)
+            self._root = found.handle
+            self.root_attributes = found.attributes
+        return self._root
+
+    def forget_root(self) -> None:
+        """It turned out stale: the owner exports another tree now."""
+        self._root = None
+
+    async def get_root_attributes(self) -> wire.Attributes | None:
+        """For `ls -l /mfs`: the owner's answer if it is there, otherwise at once the last one, or None."""
+        if self.peer.state != "up" or (self._is_doubtful and self.peer.silent_s > _SILENT_S):
+            return self.root_attributes
+        self._is_doubtful = True
+        with trio.move_on_after(_SILENT_S):
+            try:
+                self.root_attributes = await self.get_attributes(await self.root())
+            except RemoteFailure as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                self.forget_root()
+                await self.root()
+            except NodeDown:
+                return self.root_attributes
+            self._is_doubtful = False
+        return self.root_attributes
+
+    # ------------------------------------------------------------ names
+
+    async def look_up(self, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
+        return await self.peer.call(wire.LookUp(parent, name, caller), wire.Found)
+
+    async def make_node(self, parent: bytes, name: bytes, mode: int, umask: int, caller: wire.Caller) -> wire.Found:
+        return await self.peer.call(wire.MakeNode(parent, name, mode, umask, caller), wire.Found)
+
+    async def make_directory(
+        self, parent: bytes, name: bytes, mode: int, umask: int, caller: wire.Caller
+    ) -> wire.Found:
+        return await self.peer.call(wire.MakeDirectory(parent, name, mode, umask, caller), wire.Found)
+
+    async def make_symlink(self, parent: bytes, name: bytes, target: bytes, caller: wire.Caller) -> wire.Found:
+        return await self.peer.call(wire.MakeSymlink(parent, name, target, caller), wire.Found)
+
+    async def make_link(self, handle: bytes, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
+        return await self.peer.call(wire.MakeLink(handle, parent, name, caller), wire.Found)
+
+    async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> None:
+        await self.peer.call(wire.RemoveName(parent, name, directory, caller), wire.Done)
+
+    async def rename(
+        self, parent: bytes, name: bytes, new_parent: bytes, new_name: bytes, flags: int, caller: wire.Caller
+    ) -> None:
+        await self.peer.call(wire.RenameName(parent, name, new_parent, new_name, flags, caller), wire.Done)
+
+    async def read_link(self, handle: bytes, caller: wire.Caller) -> bytes:
+        return (await self.peer.call(wire.ReadLink(handle, caller), wire.LinkRead)).target
+
+    # ------------------------------------------------------------ attributes
+
+    async def get_attributes(self, handle: bytes) -> wire.Attributes:
+        return (await self.peer.call(wire.GetAttributes(handle), wire.AttributesGot)).attributes
+
+    async def set_attributes(self, request: wire.SetAttributes) -> wire.Attributes:
+        return (await self.peer.call(request, wire.AttributesGot)).attributes
+
+    async def check_access(self, handle: bytes, mask: int, caller: wire.Caller) -> None:
+        """Raises RemoteFailure (EACCES, EROFS) where access is refused."""
+        await self.peer.call(wire.CheckAccess(handle, mask, caller), wire.Done)
+
+    async def stat_filesystem(self, handle: bytes) -> wire.FilesystemStatted:
+        return await self.peer.call(wire.StatFilesystem(handle), wire.FilesystemStatted)
+
+    async def get_xattr(self, handle: bytes, name: bytes, caller: wire.Caller) -> bytes:
+        return (await self.peer.call(wire.GetXattr(handle, name, caller), wire.XattrGot)).value
+
+    async def set_xattr(self, handle: bytes, name: bytes, value: bytes, flags: int, caller: wire.Caller) -> None:
+        await self.peer.call(wire.SetXattr(handle, name, value, flags, caller), wire.Done)
+
+    async def list_xattrs(self, handle: bytes, caller: wire.Caller) -> tuple[bytes, ...]:
+        return (await self.peer.call(wire.ListXattrs(handle, caller), wire.XattrsListed)).names
+
+    async def remove_xattr(self, handle: bytes, name: bytes, caller: wire.Caller) -> None:
+        await self.peer.call(wire.RemoveXattr(handle, name, caller), wire.Done)
+
+    # ------------------------------------------------------------ what is owed, and restarts
+
+    async def settle(self, request: wire.Message) -> None:
+        """Send a request that only gives something back; if the node is away, when it returns.
+
+        No error reaches the caller: what the owner does not know any more needs no giving back.
+        """
+        try:
+            await self.peer.call(request, wire.Done)
+        except (NodeDown, OutcomeUnknown):
+            if len(self._owed) < _OWED_MAX:
+                self._owed.append(request)
+        except OmfsError as error:
+            log.debug("node %d: %s: %s", self.node_id, type(request).__name__, error)
+
+    async def tend(self) -> None:
+        """Pay what is owed and take locks again after a restart of the owner; runs as long as the mount."""
+        while True:
+            await trio.sleep(_TEND_INTERVAL_S)
+            if self.peer.state != "up":
+                continue
+            if self.peer.epoch != self._epoch:
+                self._epoch = self.peer.epoch
+                self._owed.clear()  # with the session everything of it is gone
+                for file in [file for files in self.files.values() for file in files if file.holds_locks]:
+                    await self._recover(file)
+            owed, self._owed = self._owed, []
+            for request in owed:
+                await self.settle(request)
+
+    async def _recover(self, file: RemoteFile) -> None:
+        try:
+            await file.recover(file.open_id)
+        except OmfsError as error:
+            log.warning("node %d restarted; a locked file is not there any more: %s", self.node_id, error)

@@ -1,0 +1,63 @@
+"""`mount -o remount`: the kernel's own flags can change, ours can't while files are open.
+
+The running mount leaves a note of its options in run_dir, because options that fstab repeats unchanged are fine.
+Called by cli/mount.py; the note is kept by session.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from omfs.errors import ConfigError
+from omfs.kernel.mounting import MS_BIND, MS_REMOUNT, mount, mount_at
+from omfs.kernel.mounttable import OMFS_TYPE
+from omfs.mount.options import MountOptions, refused_at_remount
+from omfs.mount.selfbind import binds_below
+
+_NOTE = "mount.json"
+
+
+def write_note(run_dir: Path, mountpoint: str, options: MountOptions) -> None:
+    """Tell a later remount what holds.  Raises OSError."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / _NOTE).write_text(json.dumps({"mountpoint": mountpoint, "options": options.own()}))
+
+
+def remove_note(run_dir: Path) -> None:
+    (run_dir / _NOTE).unlink(missing_ok=True)
+
+
+def _read_note(run_dir: Path, mountpoint: str) -> dict[str, object] | None:
+    try:
+        note = json.loads((run_dir / _NOTE).read_text())
+    except (OSError, ValueError):
+        return None
+    options = note.get("options")
+    return options if note.get("mountpoint") == mountpoint and isinstance(options, dict) else None
+
+
+def remount(options: MountOptions, run_dir: Path) -> None:
+    """Change the flags of a live mount and of the binds under it.  Raises ConfigError, one line."""
+    mountpoint = os.path.realpath(options.mountpoint)
+    place = os.fsencode(mountpoint)
+    line = mount_at(place)
+    if line is None or line.fstype != OMFS_TYPE:
+        raise ConfigError(f"{options.mountpoint}: omfs is not mounted there")
+    refused = refused_at_remount(options, _read_note(run_dir, mountpoint))
+    if refused:
+        raise ConfigError(f"a remount can't change {refused}: unmount and mount again")
+    flags = options.kernel_flags
+    try:
+        mount(None, place, None, MS_REMOUNT | flags)
+        for bind in binds_below(place):
+            if not _is_cover(bind, place):
+                mount(None, bind, None, MS_REMOUNT | MS_BIND | flags)
+    except OSError as error:
+        raise ConfigError(f"{options.mountpoint}: {error.strerror}") from None
+
+
+def _is_cover(bind: bytes, mountpoint: bytes) -> bool:
+    """What hides /mfs/<self>/mfs stays read-only."""
+    return bind.endswith(mountpoint) and bind.removesuffix(mountpoint).rpartition(b"/")[0] == mountpoint

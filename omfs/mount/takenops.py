@@ -1,0 +1,119 @@
+"""The FUSE operations that pyfuse3 does not know, taken out of its stream by the hook: locks, fallocate, lseek,
+copy_file_range; and WRITE, because pyfuse3 drops its flags and copies its data.
+
+Each handler reads the kernel's own request and sends the kernel's own answer (lowlevel_abi.py).  The request stays
+intact until the handler has ended.  Called by the hook, run by loop.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from pyfuse3 import FUSEError
+
+from omfs.errors import OmfsError
+from omfs.mount import lowlevel_abi as abi
+from omfs.mount.handlers import Foundation
+from omfs.mount.lowlevel import Hook, Taker
+from omfs.mount.operations_files import FileOperations
+from omfs.mount.ranges import Range
+
+log = logging.getLogger(__name__)
+
+_FLOCK_OPERATIONS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
+
+Handler = Callable[[FileOperations, memoryview, int], Awaitable[bytes]]
+"""(operations, request, unique) -> the answer."""
+
+
+async def _write(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    write = abi.write_in(request)
+    file = operations.files[write.fh]
+    data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
+    # The flags of now, not of open(2): fcntl(F_SETFL) may have changed O_APPEND.  What comes from the page cache
+    # (a shared mmap) has its place.
+    if write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE:
+        return abi.write_reply(unique, await file.append(data))
+    return abi.write_reply(unique, await file.write(write.offset, data))
+
+
+async def _set_lock(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    wait = operations.hook.opcode == abi.SETLKW
+    lock = abi.lock_in(request)
+    file = operations.files[lock.fh]
+    if lock.lock_flags & abi.LOCK_IS_FLOCK:
+        await file.lock_file(_FLOCK_OPERATIONS[lock.kind], wait)
+    else:
+        await file.lock_range(lock.owner, Range(lock.start, lock.end, lock.kind, lock.pid), wait)
+    return abi.reply(unique)
+
+
+async def _get_lock(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    lock = abi.lock_in(request)
+    found = await operations.files[lock.fh].probe_range(lock.owner, lock.kind, lock.start, lock.end)
+    return abi.lock_reply(unique, found.start, found.end, found.kind, found.pid)
+
+
+async def _fallocate(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    wanted = abi.fallocate_in(request)
+    await operations.files[wanted.fh].allocate(wanted.mode, wanted.offset, wanted.size_bytes)
+    return abi.reply(unique)
+
+
+async def _lseek(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    wanted = abi.lseek_in(request)
+    return abi.number_reply(unique, await operations.files[wanted.fh].seek(wanted.offset, wanted.whence))
+
+
+async def _copy_range(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    is_64 = operations.hook.opcode == abi.COPY_FILE_RANGE_64
+    wanted = abi.copy_in(request)
+    source, target = operations.files[wanted.source_fh], operations.files[wanted.target_fh]
+    Foundation.same_node(source.node, target.node)  # EXDEV: the kernel or the program copies
+    size_bytes = min(wanted.size_bytes, _COPY_MAX_BYTES)
+    copied = await source.copy_to(wanted.source_offset, target, wanted.target_offset, size_bytes)
+    return abi.number_reply(unique, copied) if is_64 else abi.write_reply(unique, copied)
+
+
+_COPY_MAX_BYTES: Final = 64 << 20  # so that one call does not keep the owner's thread for minutes
+_HANDLERS: Final[dict[int, Handler]] = {
+    abi.WRITE: _write,
+    abi.SETLK: _set_lock,
+    abi.SETLKW: _set_lock,
+    abi.GETLK: _get_lock,
+    abi.FALLOCATE: _fallocate,
+    abi.LSEEK: _lseek,
+    abi.COPY_FILE_RANGE: _copy_range,
+    abi.COPY_FILE_RANGE_64: _copy_range,
+}
+
+
+def install_takers(hook: Hook, operations: FileOperations) -> None:
+    """Let the hook take these operations out of pyfuse3's stream."""
+    for opcode, handler in _HANDLERS.items():
+        hook.takers[opcode] = _taker(operations, handler)
+
+
+def _taker(operations: FileOperations, handler: Handler) -> Taker:
+    async def answer(hook: Hook, request: memoryview, unique: int) -> None:
+        try:
+            message = await handler(operations, request, unique)
+        except (OmfsError, FUSEError) as error:
+            message = abi.error_reply(unique, error.errno)
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            message = abi.error_reply(unique, errno.EIO)
+        except BaseException:  # the mount ends
+            hook.answer(abi.error_reply(unique, errno.EINTR))
+            raise
+        hook.answer(message)
+
+    def take(hook: Hook, request: memoryview) -> Coroutine[Any, Any, None]:
+        return answer(hook, request, hook.unique)
+
+    return take

@@ -1,0 +1,396 @@
+"""The owner's door: accepts connections, checks who it is, hands requests to the service and its answers back.
+
+Here: TLS and Hello with a deadline, sessions and their end, Ping and CancelRequest, limits.  What it does not do:
+know files.  Bad input of any kind costs its sender the connection and one log line and disturbs nobody else; an
+exception in the service is logged and answered with EIO.
+
+Cheap requests are answered by the service at once, in the reader task; slow ones return a coroutine, which runs in the
+server's nursery.  Built by daemon.py; export/service.py implements `Service`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, Protocol, TypeAlias
+
+import trio
+
+from omfs import wire
+from omfs.config import Settings
+from omfs.errors import HelloRefused, OmfsError, OpenLost, WireError
+from omfs.net.channel import Bulk, Channel
+from omfs.net.frames import REPLY_BIT, Buffer
+from omfs.net.hello import LocalNode, check_hello
+from omfs.net.session import Session, bulk_cost
+from omfs.net.tls import peer_node_id
+from omfs.net.transport import FileSlice, SocketTransport, Transport, tune, wait_tls
+
+__all__ = ["Answer", "Buffer", "Bulk", "FileSlice", "LocalNode", "Server", "Service", "Session", "listen"]
+
+HELLO_TIMEOUT_S: Final = 5.0  # for TLS and Hello together: a round trip or two
+STRANGERS_MAX: Final = 128  # connections that have not said Hello yet
+SESSIONS_PER_NODE_MAX: Final = 64  # mounts of one node, counting those that ended within the last minute
+SWEEP_INTERVAL_S: Final = 1.0
+ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
+
+Answer: TypeAlias = tuple[wire.Message, Bulk]
+
+log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What the server serves."""
+
+    def answer(self, session: Session, request: wire.Request, bulk: Buffer) -> Answer | Coroutine[Any, Any, Answer]:
+        """Answer at once, or with a coroutine when it may take long.  OSError and OmfsError become wire.Failed."""
+
+    def session_ended(self, session: Session) -> None:
+        """The holder is gone for good: close what it had open, release its locks."""
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A listening socket on *address* ("" = all, IPv6 and IPv4).  Raises OSError."""
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.create_server((address, port), family=family, backlog=128)
+    elif socket.has_dualstack_ipv6():
+        sock = socket.create_server(("", port), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+    else:
+        sock = socket.create_server(("", port), backlog=128)
+    sock.setblocking(False)
+    return sock
+
+
+class Server:
+    """The owner's side of all connections.  *local* and *context* may be replaced while it runs (SIGHUP)."""
+
+    def __init__(
+        self, local: LocalNode, settings: Settings, service: Service, context: ssl.SSLContext | None = None
+    ) -> None:
+        self.local = local
+        self.context = context
+        self.instance = os.urandom(16)
+        self.sessions: dict[bytes, Session] = {}
+        self.requests = 0
+        self._settings = settings
+        self._service = service
+        self._channels: set[Channel] = set()
+        self._bytes_in = 0  # of closed connections
+        self._bytes_out = 0
+        self._strangers = 0
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def bytes_in(self) -> int:
+        return self._bytes_in + sum(channel.bytes_in for channel in self._channels)
+
+    @property
+    def bytes_out(self) -> int:
+        return self._bytes_out + sum(channel.bytes_out for channel in self._channels)
+
+    async def run(
+        self, listeners: Iterable[socket.socket] = (), *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled; the listeners (see `listen`) are closed at the end."""
+        listeners = list(listeners)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._sweep)
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener)
+                task_status.started()
+        finally:
+            self._nursery = None
+            for listener in listeners:
+                listener.close()
+            for session in list(self.sessions.values()):
+                self._end(session, "this node's export stops")
+
+    # ------------------------------------------------------------ connections
+
+    async def _accept(self, listener: socket.socket) -> None:
+        assert self._nursery is not None
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:
+                log.error("cannot accept connections: %s", error)
+                await trio.sleep(ACCEPT_PAUSE_S)
+                continue
+            name = _readable_address(address)
+            if self._strangers >= STRANGERS_MAX:
+                log.warning("%s: closed, %d other connections have not said Hello yet", name, self._strangers)
+                sock.close()
+                continue
+            self._nursery.start_soon(self._serve_socket, sock, name)
+
+    async def _serve_socket(self, sock: socket.socket, name: str) -> None:
+        self._strangers += 1
+        is_stranger = True
+        transport: Transport | None = None
+        try:
+            with trio.move_on_after(HELLO_TIMEOUT_S) as deadline:
+                tune(sock, self._settings.timeo_s)
+                if self.context is not None:
+                    sock = await wait_tls(sock, self.context, server_side=True)
+                transport = SocketTransport(sock, name)
+            if transport is None or deadline.cancelled_caught:
+                log.warning("%s: no TLS handshake within %g s (is it sec=none there?)", name, HELLO_TIMEOUT_S)
+                return
+            self._strangers -= 1
+            is_stranger = False
+            await self.serve(transport)
+        except ssl.SSLError as error:
+            log.warning("%s: TLS handshake failed: %s", name, _tls_reason(error))
+        except OSError as error:
+            log.warning("%s: lost before it said Hello: %s", name, error)
+        finally:
+            if is_stranger:
+                self._strangers -= 1
+            sock.close()
+
+    async def serve(self, transport: Transport) -> None:
+        """Serve one connection until it ends.  Called directly only by tests; never raises but Cancelled."""
+        channel = Channel(transport)
+        self._channels.add(channel)
+        self._strangers += 1
+        is_stranger = True
+        session: Session | None = None
+        lane = wire.Lane.SMALL
+        try:
+            with trio.move_on_after(HELLO_TIMEOUT_S) as deadline:
+                session, lane = await self._wait_hello(channel)
+            self._strangers -= 1
+            is_stranger = False
+            if session is not None:
+                await self._read(session, lane, channel)
+            elif deadline.cancelled_caught:
+                log.warning("%s: no Hello within %g s", channel.name, HELLO_TIMEOUT_S)
+        except WireError as error:
+            log.warning("%s: %s; connection closed", _who(channel, session), error)
+        except HelloRefused as error:
+            log.warning("%s: refused: %s", channel.name, error)
+        except OSError as error:
+            if session is None:
+                log.warning("%s: lost before it said Hello: %s", channel.name, error)
+            else:
+                log.info("%s: %s connection lost: %s", _who(channel, session), lane.name, error)
+        except Exception:
+            log.exception("%s: connection closed by an error of ours", _who(channel, session))
+        finally:
+            if is_stranger:
+                self._strangers -= 1
+            if session is not None:
+                session.detach(lane, channel)
+            channel.close("closed")
+            self._channels.discard(channel)
+            self._bytes_in += channel.bytes_in
+            self._bytes_out += channel.bytes_out
+
+    async def _wait_hello(self, channel: Channel) -> tuple[Session, wire.Lane]:
+        """Receive and answer the Hello.  Raises HelloRefused (after telling the other side), WireError, OSError."""
+        frames = await channel.receive()
+        frame_id, hello, _ = frames[0]
+        if frame_id & REPLY_BIT or not isinstance(hello, wire.Hello) or len(frames) > 1:
+            raise WireError(f"began with {type(hello).__name__} instead of one Hello")
+        try:
+            certificate = channel.transport.certificate
+            certified = None if certificate is None else peer_node_id(certificate)
+            check_hello(hello, self.local, certified)
+            session, resumed = self._find_session(hello)
+        except HelloRefused as error:
+            await channel.reply(frame_id, wire.Refused(reason=str(error)))
+            raise
+        session.attach(hello.lane, channel)
+        session.note(frame_id)
+        channel.admit(hello.lane)
+        welcomed = wire.Welcomed(
+            version=wire.PROTOCOL_VERSION,
+            software=self.local.software,
+            node_id=self.local.node_id,
+            instance=self.instance,
+            resumed=resumed,
+        )
+        await channel.reply(frame_id, welcomed)
+        log.info("%s: node %d, %s connection", channel.name, hello.node_id, hello.lane.name)
+        return session, hello.lane
+
+    def _find_session(self, hello: wire.Hello) -> tuple[Session, bool]:
+        """(session, resumed).  Raises HelloRefused."""
+        session = self.sessions.get(hello.session)
+        if session is not None:
+            if session.node_id != hello.node_id:
+                raise HelloRefused(f"this session belongs to another node than {hello.node_id}")
+            # Not confirmed: the Welcomed that told "not resumed" may never have arrived, so say it again.
+            return session, session.confirmed
+        if hello.lane is not wire.Lane.SMALL:
+            raise HelloRefused("no such session; connect the SMALL lane first")
+        if sum(other.node_id == hello.node_id for other in self.sessions.values()) >= SESSIONS_PER_NODE_MAX:
+            raise HelloRefused(f"node {hello.node_id} has {SESSIONS_PER_NODE_MAX} sessions already")
+        session = self.sessions[hello.session] = Session(hello.node_id, hello.session)
+        session.software = hello.software[:64]
+        return session, False
+
+    # ------------------------------------------------------------ requests
+
+    async def _read(self, session: Session, lane: wire.Lane, channel: Channel) -> None:
+        while True:
+            for frame_id, message, bulk in await channel.receive():
+                if frame_id & REPLY_BIT:
+                    raise WireError(f"a {type(message).__name__} that nobody asked for")
+                self.requests += 1
+                await self._handle(session, lane, channel, frame_id, message, bulk)
+
+    async def _handle(  # the hot path of the owner: no await but for the reply
+        self, session: Session, lane: wire.Lane, channel: Channel, request_id: int, request: Any, bulk: Buffer
+    ) -> None:
+        kind = type(request)
+        if kind is wire.Ping:
+            await channel.reply(request_id, _PONGED)
+            return
+        session.note(request_id)
+        if session.is_executing(request_id):
+            return  # a repeat after a reconnect: the answer goes out when it is there, over the new connection
+        if kind in wire.ONCE_ONLY and (known := session.remembered(request_id, request)) is not None:
+            await channel.reply(request_id, known)
+            return
+        if kind is wire.CancelRequest:
+            session.cancel(request.request_id)
+            await channel.reply(request_id, _DONE)
+            return
+        if kind is wire.Hello:
+            raise WireError("a second Hello on the same connection")
+        try:
+            answer = self._service.answer(session, request, bulk)
+        except Exception as error:
+            answer = failure(error, request), b""
+        if not isinstance(answer, tuple):
+            self._start(session, lane, request_id, request, len(bulk), answer)
+            return
+        reply, reply_bulk = answer
+        if kind in wire.ONCE_ONLY:
+            session.remember(request_id, reply)
+        try:
+            await channel.reply(request_id, reply, reply_bulk)
+        except WireError as error:
+            await channel.reply(request_id, failure(error, request))
+
+    def _start(
+        self,
+        session: Session,
+        lane: wire.Lane,
+        request_id: int,
+        request: wire.Message,
+        bulk_bytes: int,
+        work: Coroutine[Any, Any, Answer],
+    ) -> None:
+        """Run *work* in the nursery.  Raises WireError when the session has too much under way."""
+        assert self._nursery is not None
+        cost_bytes = bulk_cost(request, bulk_bytes)
+        try:
+            scope = session.begin(request_id, cost_bytes)
+        except WireError:
+            work.close()
+            raise
+        self._nursery.start_soon(self._execute, session, lane, request_id, request, cost_bytes, scope, work)
+
+    async def _execute(
+        self,
+        session: Session,
+        lane: wire.Lane,
+        request_id: int,
+        request: wire.Message,
+        cost_bytes: int,
+        scope: trio.CancelScope,
+        work: Coroutine[Any, Any, Answer],
+    ) -> None:
+        reply: wire.Message = _INTERRUPTED
+        bulk: Bulk = b""
+        try:
+            with scope:
+                try:
+                    reply, bulk = await work
+                except Exception as error:
+                    reply = failure(error, request)
+        finally:
+            # No await between these two: a repeat finds the request executing, or its reply.
+            session.executed(request_id)
+            if type(request) in wire.ONCE_ONLY:
+                session.remember(request_id, reply)
+        try:
+            await session.reply(lane, request_id, reply, bulk)
+        except WireError as error:
+            await session.reply(lane, request_id, failure(error, request), b"")
+        finally:
+            session.release(cost_bytes)
+
+    # ------------------------------------------------------------ the end of sessions
+
+    async def _sweep(self) -> None:
+        """End sessions whose holder was not heard for session_timeout_s."""
+        timeout_s = self._settings.session_timeout_s
+        last_s = trio.current_time()
+        while True:
+            await trio.sleep(min(SWEEP_INTERVAL_S, timeout_s / 4))
+            now = trio.current_time()
+            was_late = now - last_s > 3 * SWEEP_INTERVAL_S
+            last_s = now
+            if was_late:
+                continue  # we did not run ourselves: their bytes may wait unread in our sockets
+            for session in list(self.sessions.values()):
+                if now - session.heard_s >= timeout_s:
+                    log.warning("node %d: its session ends, nothing heard for %g s", session.node_id, timeout_s)
+                    self._end(session, f"not heard for {timeout_s:g} s")
+
+    def _end(self, session: Session, reason: str) -> None:
+        session.ended = True
+        session.close_channels(reason)
+        session.cancel_all()
+        self.sessions.pop(session.key, None)
+        try:
+            self._service.session_ended(session)
+        except Exception:
+            log.exception("node %d: ending its session failed", session.node_id)
+
+
+_PONGED: Final = wire.Ponged()
+_DONE: Final = wire.Done()
+_INTERRUPTED: Final = wire.Failed(errno=errno.EINTR, text="cancelled")
+
+
+def failure(error: Exception, request: wire.Message) -> wire.Failed:
+    """What an exception in the service becomes on the wire; what nobody expected is logged and becomes EIO."""
+    if isinstance(error, OmfsError):
+        return wire.Failed(errno=error.errno, text=str(error)[:200], open_lost=isinstance(error, OpenLost))
+    if isinstance(error, OSError) and error.errno:
+        return wire.Failed(errno=error.errno, text=(error.strerror or "")[:200])
+    log.error("%s failed here", type(request).__name__, exc_info=error)
+    return wire.Failed(errno=errno.EIO, text="internal error, see the owner's log")
+
+
+def _who(channel: Channel, session: Session | None) -> str:
+    return channel.name if session is None else f"node {session.node_id} ({channel.name})"
+
+
+def _readable_address(address: Any) -> str:
+    host, port = address[0], address[1]
+    return f"{str(host).removeprefix('::ffff:')}:{port}"
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL"):
+        return "it does not speak TLS 1.3 (is it sec=none there?)"
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it showed no certificate"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not one of this cluster: {error.verify_message}"
+    return error.reason or str(error)

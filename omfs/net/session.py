@@ -1,0 +1,157 @@
+"""The owner's memory of one holder: what must survive a lost connection.
+
+A session is chosen by the holder (16 random bytes) and lives over its reconnects.  Here: the current connection of
+each lane, the requests being executed, and the replies of requests that must not be executed twice.  What it does not
+do: execute, listen, know what a request means.  The service keeps its opens and locks in `data`.
+
+Invariants: a request id is executed at most once at a time, and those of wire.ONCE_ONLY at most once at all within
+a session (their replies are kept; where a reply was forgotten already, a repeat is refused, not executed); a reply goes
+to the connection that is current when it is ready.  Called by net/server.py; `data`, `key`, `node_id` by the service.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import trio
+
+from omfs import wire
+from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT
+from omfs.errors import WireError
+from omfs.net.channel import Bulk, Channel
+
+BULK_IN_FLIGHT_MAX_BYTES: Final = 64 << 20  # bulk data one session may have under way, both directions together
+
+
+def bulk_cost(request: wire.Message, bulk_bytes: int) -> int:
+    """Bytes of bulk data that *request* makes the owner hold until it is answered."""
+    if type(request) is wire.ReadBlocks:
+        return bulk_bytes + max(0, request.size_bytes)
+    return bulk_bytes
+
+
+class Session:
+    """One holder's session.  *data* belongs to the service; *heard_s*: trio time of the last byte from the holder."""
+
+    def __init__(self, node_id: int, key: bytes) -> None:
+        self.node_id = node_id
+        self.key = key
+        self.data: Any = None
+        self.software = ""
+        self.confirmed = False  # the holder is known to have seen its Welcomed
+        self.ended = False
+        self.requests = 0
+        self._channels: list[Channel | None] = [None, None]
+        self._lost_s = trio.current_time()  # when the last connection went
+        self._executing: dict[int, trio.CancelScope] = {}
+        self._held_bytes = 0
+        self._replies: dict[int, wire.Message] = {}  # in the order of execution
+        self._forgotten_id = 0  # no reply up to this id is certain to be in _replies
+        self._highest_id = 0
+        self._repeats_up_to = 0  # ids up to here may be repeats: they may have been sent before the last reconnect
+
+    @property
+    def small(self) -> Channel | None:
+        return self._channels[wire.Lane.SMALL]
+
+    @property
+    def bulk(self) -> Channel | None:
+        return self._channels[wire.Lane.BULK]
+
+    @property
+    def heard_s(self) -> float:
+        return max((c.heard_s for c in self._channels if c), default=self._lost_s)
+
+    # ------------------------------------------------------------ connections
+
+    def attach(self, lane: wire.Lane, channel: Channel) -> None:
+        """Make *channel* the current one.  A new SMALL lane begins a new pair: nothing more is read from the old one.
+
+        Otherwise a request left in the old connection could be executed after its repeat and undo what came between.
+        """
+        if lane is wire.Lane.SMALL:
+            self.close_channels("replaced by a new connection of the same session")
+            self._repeats_up_to = self._highest_id
+        else:
+            self.confirmed = True
+            if old := self.bulk:
+                old.close("replaced by a new connection of the same session")
+        self._channels[lane] = channel
+
+    def detach(self, lane: wire.Lane, channel: Channel) -> None:
+        """*channel* is lost."""
+        if self._channels[lane] is channel:
+            self._lost_s = self.heard_s
+            self._channels[lane] = None
+
+    def close_channels(self, reason: str) -> None:
+        self._lost_s = self.heard_s
+        for lane, channel in enumerate(self._channels):
+            self._channels[lane] = None
+            if channel:
+                channel.close(reason)
+
+    # ------------------------------------------------------------ requests
+
+    def is_executing(self, request_id: int) -> bool:
+        return request_id in self._executing
+
+    def remembered(self, request_id: int, request: wire.Message) -> wire.Message | None:
+        """The reply to a ONCE_ONLY request that was executed before, or None: execute it."""
+        reply = self._replies.get(request_id)
+        if reply is None and request_id <= min(self._forgotten_id, self._repeats_up_to):
+            return wire.Failed(errno=5, text=f"whether this {type(request).__name__} was executed is forgotten")
+        return reply
+
+    def note(self, request_id: int) -> None:
+        """A request with this id has arrived."""
+        self.requests += 1
+        if request_id > self._highest_id:
+            self._highest_id = request_id
+
+    def remember(self, request_id: int, reply: wire.Message) -> None:
+        """Keep the reply of an executed ONCE_ONLY request for a repeat."""
+        replies = self._replies
+        replies[request_id] = reply
+        if len(replies) > REPLIES_KEPT:
+            oldest = next(iter(replies))
+            del replies[oldest]
+            self._forgotten_id = max(self._forgotten_id, oldest)
+
+    def begin(self, request_id: int, cost_bytes: int) -> trio.CancelScope:
+        """Note that a request takes longer.  Raises WireError when the holder has too many of them under way."""
+        if len(self._executing) >= IN_FLIGHT_MAX or self._held_bytes + cost_bytes > BULK_IN_FLIGHT_MAX_BYTES:
+            raise WireError(
+                f"too many requests at once ({len(self._executing)} with {self._held_bytes} bytes of bulk data)"
+            )
+        self._held_bytes += cost_bytes
+        scope = self._executing[request_id] = trio.CancelScope()
+        return scope
+
+    def executed(self, request_id: int) -> None:
+        del self._executing[request_id]
+
+    def release(self, cost_bytes: int) -> None:
+        """The reply is out: its bulk data are no longer held."""
+        self._held_bytes -= cost_bytes
+
+    def cancel(self, request_id: int) -> None:
+        """Cancel a request that is being executed; its answer will be EINTR unless it is done by then."""
+        if scope := self._executing.get(request_id):
+            scope.cancel()
+
+    def cancel_all(self) -> None:
+        for scope in self._executing.values():
+            scope.cancel()
+
+    async def reply(self, lane: wire.Lane, request_id: int, reply: wire.Message, bulk: Bulk) -> None:
+        """Send over the current connection of *lane*; where there is none, the holder will ask again.
+
+        Raises WireError when the reply is too large.
+        """
+        channel = self._channels[lane]
+        if channel is not None:
+            try:
+                await channel.reply(request_id, reply, bulk)
+            except OSError:
+                channel.close("lost while sending a reply")

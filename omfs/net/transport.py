@@ -1,0 +1,257 @@
+"""Byte transports: non-blocking sockets, plain or TLS, and an in-memory pair for the simulation ring.
+
+The socket is used directly (send, recv_into and trio's wait_readable/wait_writable): trio.SSLStream costs several
+times as much per message.  What it does not do: frames, sessions, reconnecting.  The `..._now` methods never wait and
+return 0 where they would have to; every fault is an OSError (the end of the stream too); close() wakes whoever waits.
+One task may send and one may receive at a time.  Called by net/channel.py; made by net/peer.py and net/server.py.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from omfs.net.frames import Buffer
+
+SENDFILE_MAX_BYTES: Final = 1 << 20  # per call, so that other tasks get their turn
+MEMORY_PIPE_BYTES: Final = 64 << 10
+TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)  # tcp(7)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Bulk data that are still in a file: [offset, offset + size_bytes) of *fd*, all below the end of the file."""
+
+    fd: int
+    offset: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+
+class Transport(Protocol):
+    """A connected, ordered byte stream."""
+
+    name: str  # the other end, for the log
+    certificate: dict[str, object] | None  # the other end's, as SSLSocket.getpeercert() tells it
+    can_sendfile: bool
+
+    def send_now(self, data: Buffer, more: bool = False) -> int:
+        """Bytes taken.  After 0 the next call must offer the same data again.  *more* follows at once."""
+
+    def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
+        """Bytes taken from the file; only where can_sendfile.  EOFError: the file has become shorter."""
+
+    def receive_now(self, into: memoryview) -> int:
+        """Bytes received."""
+
+    async def wait_readable(self) -> None: ...
+
+    async def wait_writable(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SocketTransport:
+    """A connected non-blocking socket; an SSLSocket after its handshake."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self.name = name
+        self.certificate: dict[str, object] | None = None
+        self._sock = sock
+        self._tls: ssl.SSLSocket | None = None
+        if isinstance(sock, ssl.SSLSocket):
+            self._tls = sock
+            self.certificate = dict(sock.getpeercert() or {})
+        self.can_sendfile = self._tls is None
+
+    def send_now(self, data: Buffer, more: bool = False) -> int:
+        try:
+            if self._tls is not None:
+                return self._tls.send(data)
+            return self._sock.send(data, socket.MSG_MORE if more else 0)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+
+    def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
+        try:
+            sent = os.sendfile(self._sock.fileno(), fd, offset, min(size_bytes, SENDFILE_MAX_BYTES))
+        except BlockingIOError:
+            return 0
+        if sent == 0:
+            raise EOFError
+        return sent
+
+    def receive_now(self, into: memoryview) -> int:
+        try:
+            size_bytes = self._sock.recv_into(into)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        if size_bytes == 0:
+            raise ConnectionResetError("the other side closed the connection")
+        return size_bytes
+
+    async def wait_readable(self) -> None:
+        if self._tls is not None and self._tls.pending():
+            return  # decrypted already: the socket itself may stay silent
+        try:
+            await trio.lowlevel.wait_readable(self._sock)
+        except trio.ClosedResourceError:
+            raise ConnectionAbortedError("connection closed") from None
+
+    async def wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._sock)
+        except trio.ClosedResourceError:
+            raise ConnectionAbortedError("connection closed") from None
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+def tune(sock: socket.socket, timeo_s: float) -> None:
+    """No delay for small frames; the kernel gives up unacknowledged data after *timeo_s* (tcp(7) TCP_USER_TIMEOUT)."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, max(1, int(timeo_s * 1000)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+async def wait_tls(sock: socket.socket, context: ssl.SSLContext, server_side: bool) -> ssl.SSLSocket:
+    """Handshake on a connected non-blocking socket, which then belongs to the result (closed on failure).
+
+    Raises OSError (ssl.SSLError among them).  The caller sets the deadline.
+    """
+    tls = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+                return tls
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(tls)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(tls)
+    except BaseException:
+        tls.close()
+        raise
+
+
+async def dial(address: str, port: int, context: ssl.SSLContext | None, timeo_s: float) -> Transport:
+    """Connect to a node; TLS where *context* is given.  Raises OSError.  The caller sets the deadline."""
+    found = await trio.socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    family, _, _, _, target = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        tune(sock, timeo_s)
+        try:
+            sock.connect(target)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+            if fault := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(fault, os.strerror(fault)) from None
+        if context is not None:
+            sock = await wait_tls(sock, context, server_side=False)
+        return SocketTransport(sock, f"{address}:{port}")
+    except BaseException:
+        sock.close()
+        raise
+
+
+class _Pipe:
+    """One direction of a MemoryTransport pair."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.closed = False
+        self.cut = False
+        self.changed = trio.lowlevel.ParkingLot()
+
+    def close(self) -> None:
+        self.closed = True
+        self.changed.unpark_all()
+
+
+class MemoryTransport:
+    """A transport inside one process, for the simulation ring; make them with `memory_transports`.
+
+    `cut()` is a pulled cable: bytes vanish in both directions and neither end is told.  `lose_replies()` loses only
+    what this end would receive.
+    """
+
+    can_sendfile = False
+
+    def __init__(self, name: str, outgoing: _Pipe, incoming: _Pipe) -> None:
+        self.name = name
+        self.certificate: dict[str, object] | None = None
+        self._outgoing = outgoing
+        self._incoming = incoming
+
+    def send_now(self, data: Buffer, more: bool = False) -> int:
+        pipe = self._outgoing
+        if pipe.closed:
+            raise BrokenPipeError("connection closed")
+        if pipe.cut:
+            return len(data)
+        room = max(0, MEMORY_PIPE_BYTES - len(pipe.data))
+        pipe.data += memoryview(data)[:room]
+        pipe.changed.unpark_all()
+        return min(room, len(data))
+
+    def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
+        raise NotImplementedError("can_sendfile is False")
+
+    def receive_now(self, into: memoryview) -> int:
+        pipe = self._incoming
+        if not pipe.data:
+            if pipe.closed:
+                raise ConnectionResetError("the other side closed the connection")
+            return 0
+        size_bytes = min(len(into), len(pipe.data))
+        into[:size_bytes] = pipe.data[:size_bytes]
+        del pipe.data[:size_bytes]
+        pipe.changed.unpark_all()
+        return size_bytes
+
+    async def wait_readable(self) -> None:
+        while not (self._incoming.data or self._incoming.closed):
+            await self._incoming.changed.park()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_writable(self) -> None:
+        pipe = self._outgoing
+        while not (pipe.cut or pipe.closed or len(pipe.data) < MEMORY_PIPE_BYTES):
+            await pipe.changed.park()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        self._incoming.close()
+        if not self._outgoing.cut:
+            self._outgoing.close()
+
+    def cut(self) -> None:
+        for pipe in (self._outgoing, self._incoming):
+            pipe.cut = True
+            pipe.data.clear()
+            pipe.changed.unpark_all()
+
+    def lose_replies(self) -> None:
+        self._incoming.cut = True
+        self._incoming.data.clear()
+        self._incoming.changed.unpark_all()
+
+
+def memory_transports(
+    client_name: str = "client", server_name: str = "server"
+) -> tuple[MemoryTransport, MemoryTransport]:
+    """(client's end, server's end); each end's name is the other side's."""
+    there, back = _Pipe(), _Pipe()
+    return MemoryTransport(server_name, there, back), MemoryTransport(client_name, back, there)
