@@ -26,6 +26,7 @@ check: bootstrap ## format, lint, types, layers
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
+	@$(BIN)/mypy tools/*.py
 	@$(BIN)/lint-imports
 
 bench: root ## native ext4, sshfs and oMFS side by side; ARGS="--peers --rounds 5 --json FILE"

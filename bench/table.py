@@ -36,14 +36,14 @@ def speeds(figures: Medians, of: str, against: str) -> dict[str, float]:
 def show(figures: Medians, notes: dict[str, str], title: str) -> None:
     """Print the table: a row per workload, a column per contender, then oMFS's speed against the others."""
     ratios = {
-        f"oMFS : {other}": values
+        f"over {other}": values
         for other in figures
         if other != "oMFS" and (values := speeds(figures, "oMFS", other))
     }  # fmt: skip
-    table = Table(title=title, caption="oMFS : x = speed of oMFS over x's, 1.00 = the same, more is better")
-    table.add_column("median of the rounds")
+    table = Table(title=title, caption="the last columns: speed of oMFS over theirs, 1.00 = the same, more is better")
+    table.add_column("median of the rounds", no_wrap=True)
     for heading in [*figures, "", *ratios]:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, (text, unit) in WORKLOADS.items():
         row = [f"{figures[contender][name]:,.1f}" for contender in figures]
         table.add_row(text, *row, unit, *(f"{values[name]:.2f}" for values in ratios.values()))

@@ -27,6 +27,8 @@ from omfs import wire
 from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, ControlError, NodeDown, OmfsError
 from omfs.export.service import ExportService
+from omfs.kernel import utab
+from omfs.kernel.mounting import mount_at
 from omfs.mount import selfbind
 from omfs.mount.exportprocess import ExportProcess
 from omfs.mount.lowlevel import Hook
@@ -208,13 +210,17 @@ class MountDaemon:
                 handlers = {"status": self._status, "ping": self._ping}
                 await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
                 nursery.start_soon(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
+                utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
                 _prepare_process()
                 log.info("node %d: %s is mounted", own_id, session.mountpoint)
                 self._report_ready()
                 await trio.sleep_forever()
             finally:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(selfbind.undo, os.fsencode(session.mountpoint))
+                    place = os.fsencode(session.mountpoint)
+                    if mount_at(place) is not None:  # we end first: nobody called umount
+                        await trio.to_thread.run_sync(selfbind.undo, place)
+                        utab.forget_mount(place)
                     session.close()
 
     async def _bind_self(self, session: Session) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import logging.handlers
 import os
 import sys
 from collections.abc import Callable
@@ -22,14 +21,12 @@ from typing import Final
 
 import msgspec
 
+from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import DEFAULT_CONFIG, Settings, load_settings
 from omfs.errors import ConfigError
 
 READY: Final = b"ready\n"
 _FAILED: Final = 1
-_SYSLOG: Final = "/dev/log"
-_FORMAT: Final = "%(asctime)s omfs-export[%(process)d] %(levelname)s %(message)s"
-_SYSLOG_FORMAT: Final = "omfs-export[%(process)d]: %(message)s"
 
 
 def main() -> int:
@@ -41,10 +38,9 @@ def main() -> int:
     parser.add_argument("--settings-json", metavar="JSON", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     report = Report(arguments.report_fd)
-    if arguments.foreground:
-        _log_to(logging.StreamHandler(), _FORMAT)
-        return _serve(arguments, report)
-    return _serve_behind(arguments, report)
+    if arguments.foreground and arguments.report_fd < 0:
+        log_to_stderr()
+    return _serve(arguments, report) if arguments.foreground else _serve_behind(arguments, report)
 
 
 class Report:
@@ -55,6 +51,11 @@ class Report:
         self._fd = fd
         if fd >= 0:
             os.set_inheritable(fd, False)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for the report, so this process is a daemon in the background."""
+        return self._fd >= 0
 
     def tell(self, message: bytes) -> None:
         if self._fd >= 0:
@@ -77,29 +78,28 @@ def _serve(arguments: argparse.Namespace, report: Report) -> int:
     """Serve until SIGTERM; the exit status."""
     try:
         settings = _settings(arguments)
-        run_export = _load(settings)
+        if report.is_awaited:
+            log_behind("omfs-export", Path(settings.run_dir))
+        run_export = _load()
         run_export(settings, lambda: report.tell(READY))
     except ConfigError as error:
         print(f"omfs-export: {error}", file=sys.stderr)
         report.tell(f"{error}\n".encode())
         return _FAILED
     except Exception as error:
+        logging.getLogger(__name__).exception("omfs-export ends")
         report.tell(f"omfs-export failed: {error!r}\n".encode())
-        raise
+        return _FAILED
     return 0
 
 
-def _load(settings: Settings) -> Callable[[Settings, Callable[[], None]], None]:
+def _load() -> Callable[[Settings, Callable[[], None]], None]:
     """Everything heavy, after the words were understood."""
     from omfs.daemon import run_export
     from omfs.export.service import prepare_process
 
     prepare_process()
     os.umask(0o022)
-    try:
-        os.makedirs(settings.run_dir, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{settings.run_dir}: {error.strerror}") from None
     return run_export
 
 
@@ -120,29 +120,9 @@ def _serve_behind(arguments: argparse.Namespace, report: Report) -> int:
         os.close(receiving)
         os.setsid()
         os.chdir("/")
-        _log_behind()
-        with open(os.devnull, "r+b") as nothing:
-            for fd in (0, 1, 2):
-                os.dup2(nothing.fileno(), fd)
         status = _serve(arguments, Report(sending))
-    except BaseException:
-        logging.getLogger(__name__).exception("omfs-export ends")
     finally:
         os._exit(status)
-
-
-def _log_behind() -> None:
-    if os.path.exists(_SYSLOG):
-        _log_to(logging.handlers.SysLogHandler(_SYSLOG, "daemon"), _SYSLOG_FORMAT)
-    else:
-        logging.getLogger().addHandler(logging.NullHandler())
-
-
-def _log_to(handler: logging.Handler, layout: str) -> None:
-    handler.setFormatter(logging.Formatter(layout))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import getopt
 import logging
-import logging.handlers
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import Settings
 from omfs.errors import ConfigError, OmfsError
 from omfs.mount.options import MountOptions, parse, settings_for
@@ -96,7 +96,7 @@ def _run(options: MountOptions, settings: Settings, report_ready: Callable[[], N
 
 
 def _run_here(options: MountOptions, settings: Settings) -> int:
-    _log_to(logging.StreamHandler(), options)
+    log_to_stderr(options.debug)
     _run(options, settings, lambda: log.info("%s is mounted", options.mountpoint))
     return 0
 
@@ -136,10 +136,6 @@ def _wait_until_mounted(receiving: int, child: int) -> int:
 
 def _serve(options: MountOptions, settings: Settings, sending: int) -> int:
     """The child: a daemon that tells the waiting parent one thing."""
-    _log_to(_background_log(Path(settings.run_dir)), options)
-    with open(os.devnull, "r+b") as nothing:
-        for fd in (0, 1, 2):
-            os.dup2(nothing.fileno(), fd)
 
     def tell(message: bytes) -> None:
         nonlocal sending
@@ -150,6 +146,7 @@ def _serve(options: MountOptions, settings: Settings, sending: int) -> int:
             sending = -1
 
     try:
+        log_behind("omfs", Path(settings.run_dir), options.debug)
         _run(options, settings, lambda: tell(_READY))
     except OmfsError as error:
         log.error("%s", error)
@@ -160,27 +157,6 @@ def _serve(options: MountOptions, settings: Settings, sending: int) -> int:
         tell(f"the daemon ended: {error!r}; see its log".encode())
         return _FAILED
     return 0
-
-
-def _background_log(run_dir: Path) -> logging.Handler:
-    """syslog (or the journal behind /dev/log); where there is none, a file."""
-    if os.path.exists("/dev/log"):
-        with contextlib.suppress(OSError):
-            handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
-            handler.ident = f"omfs[{os.getpid()}]: "
-            return handler
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return logging.FileHandler(run_dir / "mount.log")
-    except OSError as error:
-        raise ConfigError(f"{run_dir}: {error.strerror}") from None
-
-
-def _log_to(handler: logging.Handler, options: MountOptions) -> None:
-    is_syslog = isinstance(handler, logging.handlers.SysLogHandler)
-    handler.setFormatter(logging.Formatter("%(message)s" if is_syslog else "%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("pyfuse3").setLevel(logging.INFO)  # it reports every idle worker
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 
 from omfs.kernel.mounting import MNT_DETACH, MNT_FORCE, MS_RDONLY, MS_REMOUNT, mount, mount_at
 from omfs.kernel.mounttable import OMFS_TYPE
+from omfs.kernel.utab import forget_mount
 from omfs.mount.selfbind import unmount_with_binds
 
 USAGE = "usage: umount.fuse.omfs DIRECTORY [-flnrv]"
@@ -54,6 +55,7 @@ def _unmount(place: str, said: set[str]) -> str:
     flags = (MNT_DETACH if "-l" in said else 0) | (MNT_FORCE if "-f" in said else 0)
     try:
         unmount_with_binds(path, flags)
+        forget_mount(path)
     except OSError as error:
         if "-r" in said:
             try:

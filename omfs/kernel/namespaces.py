@@ -11,6 +11,8 @@ import ctypes
 import os
 from typing import Final
 
+from omfs.kernel.libc import libc, system_call
+
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -31,14 +33,6 @@ MNT_DETACH: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 _SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-_libc.unshare.argtypes = (ctypes.c_int,)
-_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
-_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
-_libc.syscall.restype = ctypes.c_long
-
 
 def _check(result: int, what: str | None = None) -> None:
     if result == -1:
@@ -48,19 +42,19 @@ def _check(result: int, what: str | None = None) -> None:
 
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones (unshare(2)); CLONE_NEWPID holds for children only."""
-    _check(_libc.unshare(flags))
+    _check(libc.unshare(flags))
 
 
 def set_namespace(fd: int, kind: int) -> None:
     """Enter the namespace behind *fd*, of *kind* CLONE_NEW...  (setns(2)); CLONE_NEWPID holds for children only."""
-    _check(_libc.setns(fd, kind))
+    _check(libc.setns(fd, kind))
 
 
 def mount(source: str, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
     """mount(2).  *kind* is the file system type, None for binds, remounts and propagation changes."""
     _check(
-        _libc.mount(
-            os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags,
+        libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, ctypes.c_ulong(flags),
             options.encode() if options else None,
         ),
         target,
@@ -69,7 +63,7 @@ def mount(source: str, target: str, kind: str | None = None, flags: int = 0, opt
 
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    _check(_libc.umount2(os.fsencode(target), flags), target)
+    _check(libc.umount2(os.fsencode(target), flags), target)
 
 
 def pivot_root(new_root: str) -> None:
@@ -81,11 +75,11 @@ def pivot_root(new_root: str) -> None:
     if machine not in _SYS_PIVOT_ROOT:
         raise OSError(0, f"pivot_root: system call number on {machine} is unknown")
     os.chdir(new_root)
-    _check(_libc.syscall(ctypes.c_long(_SYS_PIVOT_ROOT[machine]), b".", b"."), new_root)
+    _check(system_call(ctypes.c_long(_SYS_PIVOT_ROOT[machine]), b".", b"."), new_root)
     unmount(".", MNT_DETACH)
     os.chdir("/")
 
 
 def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process *number* when its parent ends (prctl(2)); a change of uid clears it."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+    _check(libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0))

@@ -120,7 +120,7 @@ def fstab_text(plan: LabPlan) -> str:
 
 def settings_text(plan: LabPlan) -> str:
     """/etc/omfs/omfs.toml."""
-    text = f'sec = "{plan.sec}"\n'
+    text = f'sec = "{plan.sec}"\ndfsa = {str(plan.dfsa).lower()}\n'
     return text + plan.settings.rstrip("\n") + "\n" if plan.settings else text
 
 

@@ -107,6 +107,7 @@ class Loop:
             self._leader = None
             if self._idle:
                 self._leader = self._idle.pop()
+                self._hook.drained = True  # most likely nothing came meanwhile: let it wait before it reads
                 reschedule(self._leader)
 
     @types.coroutine

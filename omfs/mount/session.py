@@ -43,6 +43,7 @@ def check_mountpoint(mountpoint: str) -> None:
     line = mount_at(os.fsencode(place))
     try:
         mode = os.stat(place).st_mode
+        os.statvfs(place)  # a dead mount still answers stat from the kernel's cache
     except FileNotFoundError:
         raise ConfigError(f"{mountpoint}: no such directory; make it first") from None
     except OSError as error:

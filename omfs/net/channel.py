@@ -82,6 +82,26 @@ class Channel:
                 moved = 0
                 await trio.lowlevel.checkpoint()
 
+    def receive_now(self) -> list[Frame]:
+        """The frames that are there, maybe none, without waiting; for a task other than the reader.
+
+        Takes all that has arrived, so that nothing decrypted is left behind for which no socket would wake the
+        reader.  Raises as `receive`.
+        """
+        frames: list[Frame] = []
+        while True:
+            buffer = self._reader.buffer()
+            size_bytes = self.transport.receive_now(buffer)
+            if not size_bytes:
+                break
+            self.bytes_in += size_bytes
+            self.heard_s = trio.current_time()
+            frames += self._reader.received(size_bytes)
+            if not self._reader.in_bulk and size_bytes < len(buffer):
+                break
+        self._drained = True
+        return frames
+
     # ------------------------------------------------------------ sending
 
     async def request(self, request_id: int, request: wire.Message, bulk: Bulk = b"") -> None:

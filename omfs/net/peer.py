@@ -246,7 +246,7 @@ class Peer:
                     await trio.lowlevel.checkpoint()
         finally:
             self._nursery = None
-            self._drop("stopped")
+            self._drop(_STOPPED)
             self.state = "down"
             self._calls.fail_all(self._why_down)
 
@@ -387,7 +387,12 @@ class Peer:
         channels = self._channels
         if channels is None:
             return
-        log.warning("node %d: connection lost: %s", self.node_id, reason)
+        log.log(
+            logging.INFO if reason == _STOPPED else logging.WARNING,
+            "node %d: connection lost: %s",
+            self.node_id,
+            reason,
+        )
         self._bytes_in, self._bytes_out = self.bytes_in, self.bytes_out
         self._heard_s = max(channel.heard_s for channel in channels)
         self._lost_s = trio.current_time()
@@ -453,6 +458,7 @@ class Peer:
 
 
 _PING: Final = wire.Ping()
+_STOPPED: Final = "this node's mount stops"
 _CLOSED: Final = "it closed the connection before it answered our Hello (is its sec= the same as ours?)"
 
 

@@ -197,6 +197,10 @@ class Cluster:
 
         wait_until(have_acted, f"node {node}'s daemons reload")
 
+    def bytes_to(self, node: int, owner: int) -> int:
+        """Bytes that *node*'s mount has sent to *owner* so far."""
+        return next(int(entry["bytes_out"]) for entry in self.status(node)["nodes"] if entry["node_id"] == owner)
+
     # ------------------------------------------------------------ faults and settings
 
     def kill(self, node: int) -> None:

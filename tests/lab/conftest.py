@@ -10,7 +10,6 @@ import os
 import re
 import threading
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -28,7 +27,7 @@ def module_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab of this module's own, up; afterwards it is down, and nothing of it may be left."""
     module = request.module.__name__.rpartition(".")[2].removeprefix("test_")
     lab = Lab(f"t{os.getpid()}-{re.sub('[^a-z0-9]', '-', module.lower())}"[:32])
-    interfaces, mounts = os.listdir("/sys/class/net"), _mount_count()
+    interfaces = os.listdir("/sys/class/net")
     lab.up(*getattr(request.module, "LAB_OPTIONS", ()), nodes=getattr(request.module, "LAB_NODES", 3))
     try:
         yield lab
@@ -36,7 +35,6 @@ def module_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         lab.down()
     assert lab.remains() == []
     assert sorted(os.listdir("/sys/class/net")) == sorted(interfaces)
-    assert _mount_count() == mounts
 
 
 @pytest.fixture
@@ -79,8 +77,3 @@ def pytest_runtest_makereport(
         elif lab.paths.directory.exists():
             report.sections.append(("logs of the lab", lab.logs()))
     return report
-
-
-def _mount_count() -> int:
-    """Mounts that this process sees: the lab must not add one, here or anywhere that mounts propagate to."""
-    return len(Path("/proc/self/mountinfo").read_text().splitlines())

@@ -49,10 +49,10 @@ class Lab:
     def up(self, *options: str, nodes: int = 3) -> None:
         self.command("up", "-n", str(nodes), *options)
         self.nodes = nodes
-        self._note_namespaces()
+        self.note_namespaces()
 
     def down(self) -> None:
-        self._note_namespaces()
+        self.note_namespaces()
         self.command("down")
 
     def kill(self, node: int) -> None:
@@ -60,7 +60,7 @@ class Lab:
 
     def start(self, node: int) -> None:
         self.command("start", str(node))
-        self._note_namespaces()
+        self.note_namespaces()
 
     def cut(self, one: int, other: int) -> None:
         self.command("cut", str(one), str(other))
@@ -153,7 +153,8 @@ class Lab:
                 self.kill(node)
         self.restore()
 
-    def _note_namespaces(self) -> None:
+    def note_namespaces(self) -> None:
+        """Remember what `remains` is to look for."""
         records = [state.alive(self.paths.switch)]
         records += [state.alive(self.paths.node(node).init) for node in range(1, self.nodes + 1)]
         for record in filter(None, records):
@@ -168,14 +169,18 @@ class Lab:
         texts = []
         for path in sorted(self.paths.directory.glob("**/log")):
             texts.append(f"--- {path}\n" + "\n".join(lab_node.tail(path, lines)))
-        for node in range(1, self.nodes + 1):
-            if init := state.alive(self.paths.node(node).init):
-                for path in sorted(Path(f"/proc/{init.pid}/root/run/omfs").glob("*.log")):
-                    texts.append(f"--- node {node}: {path.name}\n" + "\n".join(lab_node.tail(path, lines)))
+        for path in self._stack_files():
+            texts.append(f"--- {path}\n" + "\n".join(lab_node.tail(path, lines)))
         return "\n".join(texts)
 
+    def _stack_files(self) -> list[Path]:
+        """Where the daemons write their stacks (cli/daemonlog.py), as the host sees it."""
+        inits = [state.alive(self.paths.node(node).init) for node in range(1, self.nodes + 1)]
+        directories = [Path(f"/proc/{init.pid}/root/run/omfs") for init in inits if init]
+        return [path for directory in directories for path in sorted(directory.glob("*.stacks"))]
+
     def stacks(self) -> str:
-        """Where every process of the lab is: Python stacks (in the logs, by SIGUSR2) and the kernel's."""
+        """Where every process of the lab is: Python stacks (by SIGUSR2) and the kernel's."""
         texts = []
         for node in range(1, self.nodes + 1):
             init = state.alive(self.paths.node(node).init)
@@ -184,7 +189,7 @@ class Lab:
                     texts.append(f"node {node}: {_describe_process(pid)}")
                     if _catches(pid, signal.SIGUSR2):
                         os.kill(pid, signal.SIGUSR2)
-        _wait_quiet([self.paths.node(node).log for node in range(1, self.nodes + 1)])
+        _wait_quiet(self._stack_files())
         return "\n".join(texts) + "\n" + self.logs(lines=400)
 
     # ------------------------------------------------------------ what is left

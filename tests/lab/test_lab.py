@@ -280,16 +280,16 @@ def other() -> Iterator[Lab]:
     assert other.remains() == []
 
 
-def _begin_up(lab: Lab) -> subprocess.Popen[str]:
+def _begin_up(lab: Lab, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "up", "--name", lab.name, "--no-mount", "-n", "3"],
+        [*COMMAND, "up", "--name", lab.name, "-n", "3", *options],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def test_labs_are_side_by_side(lab: Lab, other: Lab) -> None:
     other.up("--no-mount", "--sec", "none", "--dfsa", "0", nodes=1)
-    assert other.out(1, "cat /etc/omfs/omfs.toml") == 'sec = "none"'
+    assert other.out(1, "cat /etc/omfs/omfs.toml") == 'sec = "none"\ndfsa = false'
     assert other.out(1, "cat /etc/fstab").split()[3] == "dfsa=0"
     assert other.out(1, "ls /etc/omfs") == "omfs.toml"
     other.down()
@@ -297,17 +297,21 @@ def test_labs_are_side_by_side(lab: Lab, other: Lab) -> None:
     assert lab.out(1, "hostname") == "node1"
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
-def test_down_clears_what_a_killed_up_left(other: Lab, fraction: float) -> None:
+@pytest.mark.parametrize(
+    ("options", "fraction"),
+    [((), 0.3), ((), 0.6), ((), 0.9), *((("--no-mount",), n / 6) for n in range(6))],
+    ids=lambda value: f"{value:.2f}" if isinstance(value, float) else "".join(value) or "--mount",
+)
+def test_down_clears_what_a_killed_up_left(other: Lab, options: tuple[str, ...], fraction: float) -> None:
     """kill -9 at moments spread over the time that a whole `up` takes."""
     began = time.monotonic()
-    other.up("--no-mount")
+    other.up(*options)
     whole_s = time.monotonic() - began
     other.down()
-    process = _begin_up(other)
+    process = _begin_up(other, *options)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(whole_s * fraction)
-    other._note_namespaces()
+    other.note_namespaces()
     process.kill()
     process.communicate()
     other.down()
@@ -317,7 +321,7 @@ def test_down_clears_what_a_killed_up_left(other: Lab, fraction: float) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_takes_everything_down(other: Lab, number: signal.Signals) -> None:
-    process = _begin_up(other)
+    process = _begin_up(other, "--no-mount")
     assert state.wait_until(lambda: state.alive(other.paths.node(1).boot) is not None or process.poll() is not None, 30)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)

@@ -56,9 +56,9 @@ def test_fstab_is_the_documented_line(dfsa: bool, option: str) -> None:
 def test_settings_are_toml() -> None:
     plan = LabPlan(sec="none", settings='timeo_s = 2.0\n[[trees]]\npath = "/srv"')
     assert tomllib.loads(topology.settings_text(plan)) == {
-        "sec": "none", "timeo_s": 2.0, "trees": [{"path": "/srv"}],
+        "sec": "none", "dfsa": True, "timeo_s": 2.0, "trees": [{"path": "/srv"}],
     }  # fmt: skip
-    assert tomllib.loads(topology.settings_text(LabPlan())) == {"sec": "tls"}
+    assert tomllib.loads(topology.settings_text(LabPlan(dfsa=False))) == {"sec": "tls", "dfsa": False}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """A deadline for every test, its fixtures included: all stacks are dumped and the test fails.
 
-A test inside trio is cancelled, others are interrupted by an exception; a trio test that does not reach a checkpoint
-within GRACE_S is interrupted too.  Where even that does not help (stuck in the kernel), the whole run ends, with the
-stacks.  A test that needs longer says so: @pytest.mark.timeout(seconds).
+A test inside trio is cancelled (where each of its tasks waits is shown too), others are interrupted by an exception; a
+trio test that does not reach a checkpoint within GRACE_S is interrupted too.  Where even that does not help (stuck in
+the kernel), the whole run ends, with the stacks.  A test that needs longer says so: @pytest.mark.timeout(seconds).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import traceback
 from collections.abc import Generator
 from types import FrameType
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 import pytest
 import trio
 
-TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 30.0
 LAB_TIMEOUT_S: Final = 300.0
 GRACE_S: Final = 15.0
 
@@ -27,11 +28,9 @@ _expired = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): the test's own deadline, its fixtures included")
-    config.stash[_stderr_fd] = os.dup(2)  # the real one: capturing is not on while pytest configures
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    os.close(config.stash[_stderr_fd])
+    stderr_fd = os.dup(2)  # the real one: capturing is not on while pytest configures
+    config.stash[_stderr_fd] = stderr_fd
+    config.add_cleanup(lambda: os.close(stderr_fd))
 
 
 def timeout_of(item: pytest.Item) -> float:
@@ -53,7 +52,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         asked_before, item.stash[_expired] = item.stash[_expired], True
         if trio.lowlevel.in_trio_run() and not asked_before:
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
-            trio.lowlevel.current_trio_token().run_sync_soon(cancel_everything)
+            trio.lowlevel.current_trio_token().run_sync_soon(cancel_everything, stderr_fd)
         else:
             pytest.fail("interrupted")
 
@@ -68,10 +67,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         signal.signal(signal.SIGALRM, before)
 
 
-def cancel_everything() -> None:
-    """Cancel the test's main task, and with it all that it started; runs as a callback of trio's loop."""
+def cancel_everything(stderr_fd: int) -> None:
+    """Show where each task waits, then cancel the test's main task and all that it started; called by trio's loop."""
     root = trio.lowlevel.current_root_task()
     assert root is not None
+    lines = []
+    pending = [root]
+    while pending:
+        task = pending.pop()
+        pending += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        lines.append(f"task {task.name}\n")
+        lines += traceback.StackSummary.extract(task.iter_await_frames()).format()
+    os.write(stderr_fd, "".join(lines).encode())
     root.child_nurseries[-1].cancel_scope.cancel()
 
 

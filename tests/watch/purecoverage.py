@@ -33,7 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--pure-coverage"):
-        measuring = coverage.Coverage(data_file=None, branch=True, include=[str(ROOT / path) for path in PURE])
+        measuring = coverage.Coverage(
+            data_file=None, config_file=False, branch=True, include=[str(ROOT / path) for path in PURE]
+        )
+        measuring.exclude("if TYPE_CHECKING:")
         measuring.start()
         config.stash[_measuring] = measuring
 

@@ -1,0 +1,46 @@
+"""`omfs-lab demo`, the first thing a newcomer runs: it succeeds, is honest, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from omfs.cli import demo
+from tests.lab.livelab import COMMAND, Lab
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def demo_lab() -> Lab:
+    return Lab(demo.NAME)
+
+
+def test_everything_is_as_it_should_be(demo_lab: Lab) -> None:
+    done = subprocess.run([*COMMAND, "demo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All as it should be" in done.stdout
+    for shown in ("cp -v", "git clone", "sha256sum", "sqlite3", "flock", "omfs-lab shell 1"):
+        assert shown in done.stdout
+    assert demo_lab.remains() == []
+
+
+def test_an_interrupted_demo_takes_everything_down(demo_lab: Lab) -> None:
+    process = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "cp -v" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert demo_lab.remains() == []
+
+
+def test_a_command_that_fails_makes_the_demo_fail(demo_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_copy", lambda stage: stage.show(1, "exit 3"))
+    assert demo.run() == 1
+    assert demo_lab.remains() == []

@@ -1,0 +1,57 @@
+"""mountinfo and which mounts are shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omfs.kernel.mounttable import MountLine, is_real_tree, parse_mountinfo
+
+TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
+36 27 98:0 /mnt1 /mnt\0402\011tab\134 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue
+70 27 0:55 / /mfs rw,nosuid - fuse.omfs mfs_mnt rw,user_id=0
+"""
+
+
+def test_lines_are_taken_apart() -> None:
+    lines = parse_mountinfo(TABLE)
+    assert lines[0] == MountLine(22, 27, b"0:21", b"/", b"/proc", b"proc")
+    assert lines[2] == MountLine(36, 27, b"98:0", b"/mnt1", b"/mnt 2\ttab\\", b"ext3")
+    assert [line.fstype for line in lines] == [b"proc", b"ext4", b"ext3", b"fuse.omfs"]
+
+
+def test_this_machines_own_table() -> None:
+    lines = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    assert b"/" in {line.mountpoint for line in lines}
+
+
+@pytest.mark.parametrize("line", [b"x", b"1 2 0:1 / /", b"1 2 0:1 / / rw -", b"a b 0:1 / / rw - ext4 x rw"])
+def test_what_is_no_table_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match="not a line of mountinfo"):
+        parse_mountinfo(line)
+
+
+@given(st.binary(min_size=1).filter(lambda name: b"\0" not in name))
+def test_every_mountpoint_survives_the_kernels_escaping(name: bytes) -> None:
+    escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" or byte < 32 else bytes([byte]) for byte in name)
+    (line,) = parse_mountinfo(b"1 2 0:1 / /" + escaped + b" rw - ext4 x rw")
+    assert line.mountpoint == b"/" + name
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "vfat", "fuseblk", "zfs", "f2fs"])
+def test_real_trees_are_shown(fstype: str) -> None:
+    assert is_real_tree(os.fsencode(fstype))
+
+
+@pytest.mark.parametrize(
+    "fstype",
+    "proc sysfs devtmpfs devpts cgroup cgroup2 debugfs tracefs securityfs bpf mqueue pstore configfs fusectl hugetlbfs "
+    "binfmt_misc autofs nsfs fuse.omfs fuse.sshfs fuse nfs4 cifs".split(),
+)
+def test_what_is_no_tree_of_this_node_is_hidden(fstype: str) -> None:
+    assert not is_real_tree(os.fsencode(fstype))
