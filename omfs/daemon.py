@@ -121,13 +121,13 @@ def _errors_unwrapped() -> Iterator[None]:
 # ---------------------------------------------------------------- the owner's side
 
 
-def run_export(settings: Settings, report_ready: Callable[[], None]) -> None:
-    """Serve this node's tree until SIGTERM.  Raises ConfigError."""
+def run_export(settings: Settings, report_ready: Callable[[], None], *, by_mount: bool = False) -> None:
+    """Serve this node's tree until SIGTERM.  *by_mount*: a mount started it and will end it.  Raises ConfigError."""
     with _errors_unwrapped():
-        trio.run(_export, settings, report_ready)
+        trio.run(_export, settings, report_ready, by_mount)
 
 
-async def _export(settings: Settings, report_ready: Callable[[], None]) -> None:
+async def _export(settings: Settings, report_ready: Callable[[], None], by_mount: bool) -> None:
     standing = Standing(settings)
     service = ExportService(settings, standing.local.node_id)
     server = service.server = Server(standing.local, settings, service, standing.identity.server_context)
@@ -145,6 +145,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None]) -> None:
         return {
             "node_id": standing.local.node_id,
             "pid": os.getpid(),
+            "by_mount": by_mount,
             "software": SOFTWARE,
             "dfsa": settings.dfsa,
             "port": settings.port,
@@ -207,7 +208,7 @@ class MountDaemon:
                 await wait_until_answering(session.mountpoint)
                 if self._settings.dfsa:
                     await self._bind_self(session)
-                handlers = {"status": self._status, "ping": self._ping}
+                handlers = {"status": self._status, "ping": self._ping, "identify": self._identify}
                 await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
                 nursery.start_soon(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
                 utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
@@ -283,6 +284,10 @@ class MountDaemon:
         return reload
 
     # ------------------------------------------------------------ omfs-admin
+
+    async def _identify(self, _: control.Arguments) -> dict[str, Any]:
+        """Who answers here, without asking any node."""
+        return {"pid": os.getpid(), "mount_point": self._options.mountpoint}
 
     async def _status(self, _: control.Arguments) -> control.StatusReply:
         standing = self._standing

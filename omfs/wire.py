@@ -270,6 +270,12 @@ class CloseFile(Message, frozen=True, tag=True):
     open_id: int
 
 
+class CloseFiles(Message, frozen=True, tag=True):
+    """Several that were open for reading only, without locks; what the owner does not know is skipped."""
+
+    open_ids: tuple[int, ...]
+
+
 class SyncFile(Message, frozen=True, tag=True):
     """fsync, or fdatasync where *data_only*.  Directories too."""
 
@@ -475,8 +481,8 @@ Request: TypeAlias = Union[
     Hello, Ping, CancelRequest, DescribeNode,
     AttachTree, LookUp, MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, ReadLink,
     GetAttributes, SetAttributes, CheckAccess, StatFilesystem, GetXattr, SetXattr, ListXattrs, RemoveXattr,
-    OpenFile, CreateFile, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, SyncFile, AllocateSpace, SeekFile,
-    CopyRange, OpenDirectory, ReadDirectory,
+    OpenFile, CreateFile, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, CloseFiles, SyncFile, AllocateSpace,
+    SeekFile, CopyRange, OpenDirectory, ReadDirectory,
     LockFile, LockRange, ProbeRange, ReleaseLocks,
 ]  # fmt: skip
 

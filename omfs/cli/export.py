@@ -81,7 +81,7 @@ def _serve(arguments: argparse.Namespace, report: Report) -> int:
         if report.is_awaited:
             log_behind("omfs-export", Path(settings.run_dir))
         run_export = _load()
-        run_export(settings, lambda: report.tell(READY))
+        run_export(settings, lambda: report.tell(READY), by_mount=arguments.settings_json is not None)
     except ConfigError as error:
         print(f"omfs-export: {error}", file=sys.stderr)
         report.tell(f"{error}\n".encode())
@@ -93,7 +93,7 @@ def _serve(arguments: argparse.Namespace, report: Report) -> int:
     return 0
 
 
-def _load() -> Callable[[Settings, Callable[[], None]], None]:
+def _load() -> Callable[..., None]:
     """Everything heavy, after the words were understood."""
     from omfs.daemon import run_export
     from omfs.export.service import prepare_process

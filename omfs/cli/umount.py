@@ -5,18 +5,29 @@ Takes the binds off, then the mount; if anything is in use, all stays as it was 
 
 from __future__ import annotations
 
+import functools
 import getopt
 import os
+import select
 import sys
+from pathlib import Path
+from typing import Final
 
+import trio
+
+from omfs.config import load_settings
+from omfs.errors import OmfsError
 from omfs.kernel.mounting import MNT_DETACH, MNT_FORCE, MS_RDONLY, MS_REMOUNT, mount, mount_at
 from omfs.kernel.mounttable import OMFS_TYPE
 from omfs.kernel.utab import forget_mount
 from omfs.mount.selfbind import unmount_with_binds
+from omfs.net.control import ask
 
 USAGE = "usage: umount.fuse.omfs DIRECTORY [-flnrv]"
 _FAILED = 32
 _USAGE_ERROR = 1
+_ASK_WITHIN_S: Final = 2.0  # the daemon answers this one at once, or it hangs
+_END_WITHIN_S: Final = 10.0  # it ends its export, which closes what others have open
 
 
 def main() -> int:
@@ -53,9 +64,11 @@ def _unmount(place: str, said: set[str]) -> str:
     if line.fstype != OMFS_TYPE:
         return f"not an omfs mount but {os.fsdecode(line.fstype)}."
     flags = (MNT_DETACH if "-l" in said else 0) | (MNT_FORCE if "-f" in said else 0)
+    daemon = -1 if "-l" in said else _find_daemon(os.fsdecode(path))
     try:
         unmount_with_binds(path, flags)
         forget_mount(path)
+        _wait_ended(daemon)
     except OSError as error:
         if "-r" in said:
             try:
@@ -65,6 +78,23 @@ def _unmount(place: str, said: set[str]) -> str:
             return ""
         return "target is busy." if error.errno == 16 else f"{error.strerror}."
     return ""
+
+
+def _find_daemon(mountpoint: str) -> int:
+    """A pidfd of the daemon that serves *mountpoint*, -1 where it can't be found or does not answer."""
+    try:
+        socket_path = Path(load_settings().run_dir) / "mount.sock"
+        status = trio.run(functools.partial(ask, socket_path, "identify", deadline_s=_ASK_WITHIN_S))
+        return os.pidfd_open(status["pid"]) if status.get("mount_point") == mountpoint else -1
+    except (OmfsError, OSError, KeyError):
+        return -1
+
+
+def _wait_ended(daemon: int) -> None:
+    """umount(8) returns when the daemons are gone, so that a mount right after it finds no dying export."""
+    if daemon >= 0:
+        select.select([daemon], [], [], _END_WITHIN_S)
+        os.close(daemon)
 
 
 if __name__ == "__main__":

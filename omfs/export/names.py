@@ -20,7 +20,7 @@ from typing import Final
 from omfs import wire
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.trees import is_shown
-from omfs.kernel import objects
+from omfs.kernel import objects, walk
 from omfs.kernel.credentials import ROOT
 
 SYMLINK_MAX_BYTES: Final = 4095  # PATH_MAX without its NUL
@@ -175,13 +175,27 @@ def rename_name(disk: Disk, request: wire.RenameName) -> None:
         if disk.is_guarded(old_fd, request.name) or disk.is_guarded(new_fd, request.new_name):
             raise OSError(errno.EBUSY, "an export tree")
         with identity:
-            if not is_shown(os.stat(request.name, dir_fd=old_fd, follow_symlinks=False).st_mode):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            _must_be_shown(old_fd, request.name)
             objects.rename(old_fd, request.name, new_fd, request.new_name, request.flags)
     finally:
         if new_fd != old_fd:
             os.close(new_fd)
         os.close(old_fd)
+
+
+def _must_be_shown(parent_fd: int, name: bytes) -> None:
+    """ENOENT for a device; EBUSY for a mount point, which must not be asked anything: it could be our own /mfs."""
+    try:
+        fd = walk.step(parent_fd, name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from None
+    try:
+        if not is_shown(os.fstat(fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    finally:
+        os.close(fd)
 
 
 def read_link(fd: int, place: Place) -> wire.LinkRead:

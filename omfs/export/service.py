@@ -12,6 +12,7 @@ cli/export.py calls `prepare_process` before any thread exists.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -314,6 +315,17 @@ class ExportService:
         opened.close()
         return _DONE
 
+    def _close_files(self, holder: Holder, request: wire.CloseFiles, bulk: Buffer) -> MaybeSlow:
+        for open_id in request.open_ids:
+            try:
+                opened = holder.files.get(open_id)
+            except OpenLost:
+                continue
+            if opened.is_writable:  # closing it may take long
+                raise OSError(errno.EINVAL, "open for writing: close it by itself")
+            self._close_file(holder, wire.CloseFile(open_id), b"")
+        return _DONE
+
     def _sync_file(self, holder: Holder, request: wire.SyncFile, bulk: Buffer) -> MaybeSlow:
         return self._blocks.sync(holder.files.get(request.open_id), request)
 
@@ -398,6 +410,7 @@ HANDLERS: Final[dict[type[Any], Handler]] = {
     wire.WriteBlocks: ExportService._write_blocks,
     wire.AppendBlocks: ExportService._append_blocks,
     wire.CloseFile: ExportService._close_file,
+    wire.CloseFiles: ExportService._close_files,
     wire.SyncFile: ExportService._sync_file,
     wire.AllocateSpace: ExportService._allocate_space,
     wire.SeekFile: ExportService._seek_file,

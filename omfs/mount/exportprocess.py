@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
 
 from omfs.config import Settings
-from omfs.errors import ConfigError, NotRunning
+from omfs.errors import ConfigError, ControlError, NotRunning
 from omfs.net import control
 
 START_DEADLINE_S: Final = 20.0  # an export that does not listen by then won't
@@ -44,13 +44,17 @@ class ExportProcess:
         Raises ConfigError when the first start fails (its one line is in the text) or when the export that
         runs already does not fit this mount's settings.
         """
-        if await self._answers():
-            log.info("an omfs-export runs already; using it")
+        running = await self._find_running()
+        if running is not None:
+            log.info("an omfs-export runs already, pid %d; using it", running["pid"])
             task_status.started()
-            await trio.sleep_forever()
+            if not running["by_mount"]:  # a unit of its own: whoever runs that decides
+                await trio.sleep_forever()
+            await _wait_gone(running["pid"])  # another mount's: when that ends it, one of ours follows
         try:
-            await self._start()
-            task_status.started()
+            if running is None:
+                await self._start()
+                task_status.started()
             while True:
                 await self._wait_ended()
                 log.error("omfs-export ended with status %s; starting it again", self._status())
@@ -68,20 +72,21 @@ class ExportProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGHUP)
 
-    async def _answers(self) -> bool:
-        """Does an export answer?  Raises ConfigError if it does not fit."""
+    async def _find_running(self) -> dict[str, Any] | None:
+        """The status of an export that runs here.  Raises ConfigError if it does not fit."""
         try:
             status = await control.ask(self._socket, "status", deadline_s=START_DEADLINE_S)
         except NotRunning:
-            return False
-        if status["dfsa"] != self._settings.dfsa:
-            raise ConfigError(
-                f"the omfs-export that runs already has dfsa={int(status['dfsa'])}; mount with the same setting, "
-                "or change omfs.toml and restart it"
-            )
-        if status["port"] != self._settings.port:
-            raise ConfigError(f"the omfs-export that runs already listens on port {status['port']}; use port= the same")
-        return True
+            return None
+        except ControlError:  # it answers no more: it is ending just now
+            return None
+        for name, mine in (("dfsa", self._settings.dfsa), ("port", self._settings.port)):
+            if status[name] != mine:
+                raise ConfigError(
+                    f"the omfs-export that runs already (pid {status['pid']}) has {name}={int(status[name])}, this "
+                    f"mount {int(mine)}; mount with the same, or change omfs.toml and end it"
+                )
+        return status
 
     async def _start(self) -> None:
         """Start it and wait for its report; raises ConfigError with its own line when it can't."""
@@ -120,3 +125,15 @@ class ExportProcess:
             log.warning("omfs-export does not end; killing it")
             self._process.kill()
             await self._wait_ended()
+
+
+async def _wait_gone(pid: int) -> None:
+    """Until the process has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Final
 
 from pyfuse3 import EntryAttributes
 
-WITHIN_S: Final = 0.0003  # the kernel needs 20-50 us from one to the other; later ones are asked again
+WITHIN_S: Final = 0.0005  # the kernel needs 20-50 us from one to the other; later ones are asked again
 _KEPT_MAX: Final = 1024
 
 

@@ -11,6 +11,8 @@ session.py; operations wrap their methods with `Loop.watched`.
 
 from __future__ import annotations
 
+import contextlib
+import select
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, NamedTuple
@@ -22,6 +24,10 @@ from omfs.mount import lowlevel_abi as abi
 from omfs.mount.lowlevel import Hook
 
 _FAIR_EVERY: Final = 64  # requests answered in a row before other tasks of the daemon get their turn
+_LINGER_S: Final = 0.0004  # a reply within one network; a task switch costs a quarter of it
+_LINGERS_IN_VAIN: Final = 4  # after so many in a row the node is far or busy ...
+_LINGER_AGAIN_AFTER: Final = 64  # ... and only one request of so many tries it
+_PAIRS_MAX: Final = 256
 
 
 class Waiting(NamedTuple):
@@ -41,6 +47,9 @@ class Loop:
         self._leader: Task | None = None
         self._idle: list[Task] = []
         self._in_a_row = 0
+        self._poll = select.epoll()
+        self._polled: dict[int, tuple[int, int]] = {}  # pairs of descriptors in _poll, by identity
+        self._in_vain = 0
         hook.takers[abi.INTERRUPT] = self._take_interrupt
         hook.on_end = self._wake_all
 
@@ -77,6 +86,40 @@ class Loop:
                 self._in_a_row = 0
                 await checkpoint()
         return True
+
+    def linger(self, descriptors: tuple[int, int]) -> int:
+        """`net.peer.Linger`: if nothing else is to do, wait here for the reply to the request just sent.
+
+        Saves handing over leadership, two more tasks' steps and the way back: a third of a small request's time.
+        Only the leader may, and only while no other request is under way; any news on the device ends it.
+        """
+        if self._leader is not current_task() or self.waiting:
+            return -1
+        if self._in_vain >= _LINGERS_IN_VAIN:
+            self._in_vain += 1
+            if self._in_vain < _LINGER_AGAIN_AFTER:
+                return -1
+            self._in_vain = _LINGERS_IN_VAIN - 1
+        if self._polled.get(id(descriptors)) is not descriptors:
+            self._poll_also(descriptors)
+        events = self._poll.poll(_LINGER_S)
+        if not events:
+            self._in_vain += 1
+        for descriptor, _ in events:
+            if descriptor in descriptors:
+                self._in_vain = 0
+                return descriptor
+        return -1
+
+    def _poll_also(self, descriptors: tuple[int, int]) -> None:
+        if len(self._polled) >= _PAIRS_MAX:
+            self._poll.close()
+            self._poll = select.epoll()
+            self._polled.clear()
+        for descriptor in (self._hook.fd, *descriptors):
+            with contextlib.suppress(FileExistsError):  # a closed one with this number has left by itself
+                self._poll.register(descriptor, select.EPOLLIN)
+        self._polled[id(descriptors)] = descriptors
 
     def watched(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
         """*method* of pyfuse3's Operations, run so that the loop knows when it waits."""
@@ -118,7 +161,8 @@ class Loop:
         except StopIteration as end:
             return end.value
         unique = self._hook.unique  # still this one's: nothing else ran since it was received
-        self.waiting[unique] = Waiting(current_task(), self._hook.pid)
+        if self._hook.opcode not in abi.NOBODY_WAITS_FOR:
+            self.waiting[unique] = Waiting(current_task(), self._hook.pid)
         self._hand_over()
         try:
             while True:
@@ -131,4 +175,4 @@ class Loop:
         except StopIteration as end:
             return end.value
         finally:
-            del self.waiting[unique]
+            self.waiting.pop(unique, None)

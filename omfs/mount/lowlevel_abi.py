@@ -14,17 +14,21 @@ from typing import Final, NamedTuple
 SETATTR: Final = 4
 WRITE: Final = 16
 STATFS: Final = 17
+RELEASE: Final = 18
 SETXATTR: Final = 21
 FLUSH: Final = 25
 INIT: Final = 26
 GETLK: Final = 31
 SETLK: Final = 32
 SETLKW: Final = 33
+RELEASEDIR: Final = 29
 INTERRUPT: Final = 36
 FALLOCATE: Final = 43
 LSEEK: Final = 46
 COPY_FILE_RANGE: Final = 47
 COPY_FILE_RANGE_64: Final = 53
+
+NOBODY_WAITS_FOR: Final = frozenset({RELEASE, RELEASEDIR})
 
 # INIT flags (flags | flags2 << 32).
 POSIX_LOCKS: Final = 1 << 1

@@ -17,6 +17,7 @@ from omfs.mount.inodes import ROOT_ID, directory_id
 from omfs.mount.loop import Loop, Waiting
 from omfs.mount.operations_attributes import AttributeOperations
 from omfs.mount.remote import RemoteNode
+from omfs.net.peer import Linger
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,13 @@ log = logging.getLogger(__name__)
 class Operations(AttributeOperations):
     """All handlers."""
 
+    _linger: Linger | None = None
+
     def watched_by(self, loop: Loop) -> None:
-        """Run every handler so that *loop* knows when it waits."""
+        """Run every handler so that *loop* knows when it waits; the peers may let it wait for quick replies."""
+        self._linger = loop.linger
+        for node in self.nodes.values():
+            node.peer.linger = loop.linger
         for name, handler in inspect.getmembers(self, inspect.iscoroutinefunction):
             if name in vars(pyfuse3.Operations) and name != "forget":
                 setattr(self, name, loop.watched(handler))
@@ -51,6 +57,7 @@ class Operations(AttributeOperations):
             self.inodes.remove_directory(number)
         for number in added:
             self.nodes[number] = nodes[number]
+            nodes[number].peer.linger = self._linger
             self.inodes.add_directory(nodes[number])
         if gone or added:
             # From a thread: the kernel may wait there for a look-up that this task must answer.

@@ -57,7 +57,7 @@ class MountOptions:
 
     spec: str = "mfs_mnt"
     mountpoint: str = ""
-    dfsa: bool = False
+    dfsa: bool | None = None
     hard: bool = False
     timeo_s: float | None = None
     port: int | None = None
@@ -145,10 +145,11 @@ def parse(
 def settings_for(options: MountOptions) -> Settings:
     """omfs.toml, overridden by what the mount's options say.  Raises ConfigError."""
     settings = load_settings(Path(options.config)) if options.config else load_settings()
-    said = {
-        name: getattr(options, name) for name in ("map", "port", "sec", "run_dir", "state_dir", "address", "timeo_s")
-    }
-    return msgspec.structs.replace(settings, **{name: value for name, value in said.items() if value is not None})
+    names = ("map", "port", "sec", "run_dir", "state_dir", "address", "timeo_s", "dfsa")
+    said = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.timeo_s is not None:  # several pings must fit into the silence that means "down"
+        said["ping_interval_s"] = min(settings.ping_interval_s, options.timeo_s / 5)
+    return msgspec.structs.replace(settings, **said)
 
 
 def refused_at_remount(wanted: MountOptions, running: dict[str, object] | None) -> str:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _TEND_INTERVAL_S: Final = 1.0
 _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then not before it is heard again
+_CLOSE_TOGETHER_S: Final = 0.01
+_CLOSES_MAX: Final = 1024  # in one message
 _OWED_MAX: Final = 65536  # a session of a node that is away for good ends at its side anyway
 
 
@@ -42,7 +44,10 @@ class RemoteNode:
         self.files: dict[bytes, set[RemoteFile]] = {}
         self.root_attributes: wire.Attributes | None = None  # as last seen
         self._root: bytes | None = None
+        self._root_epoch = 0
         self._owed: list[wire.Message] = []
+        self._to_close: list[int] = []
+        self._closes_wanted = trio.Event()
         self._epoch = peer.epoch
         self._is_doubtful = False  # it did not answer within _SILENT_S when last asked about its root
 
@@ -53,10 +58,10 @@ class RemoteNode:
     # ------------------------------------------------------------ the tree's root
 
     async def root(self) -> bytes:
-        """The handle of the root of the tree; asked once, as handles outlive the owner's restarts."""
-        if self._root is None:
+        """The handle of the root of the tree; asked again after a restart of the owner, whose trees may have changed."""
+        if self._root is None or self._root_epoch != self.peer.epoch:
             found = await self.peer.call(wire.AttachTree(ROOT), wire.Found)
-            self._root = found.handle
+            self._root, self._root_epoch = found.handle, self.peer.epoch
             self.root_attributes = found.attributes
         return self._root
 
@@ -154,8 +159,31 @@ class RemoteNode:
         except OmfsError as error:
             log.debug("node %d: %s: %s", self.node_id, type(request).__name__, error)
 
+    def close_soon(self, open_id: int) -> None:
+        """Close a file that was open for reading only, without locks; some of them together, in a moment.
+
+        Nobody waits for it: the owner learns up to _CLOSE_TOGETHER_S later that a file is not read any more.
+        """
+        self._to_close.append(open_id)
+        if len(self._to_close) == 1:
+            self._closes_wanted.set()
+
+    async def _close_together(self) -> None:
+        while True:
+            await self._closes_wanted.wait()
+            self._closes_wanted = trio.Event()
+            await trio.sleep(_CLOSE_TOGETHER_S)
+            open_ids, self._to_close = self._to_close, []
+            for start in range(0, len(open_ids), _CLOSES_MAX):
+                await self.settle(wire.CloseFiles(tuple(open_ids[start : start + _CLOSES_MAX])))
+
     async def tend(self) -> None:
         """Pay what is owed and take locks again after a restart of the owner; runs as long as the mount."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_together)
+            await self._look_after()
+
+    async def _look_after(self) -> None:
         while True:
             await trio.sleep(_TEND_INTERVAL_S)
             if self.peer.state != "up":

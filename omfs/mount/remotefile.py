@@ -151,6 +151,9 @@ class RemoteFile:
             same.discard(self)
             if not same:
                 del self.node.files[self.handle]
+        if not self._flags & os.O_ACCMODE and not self.holds_locks:
+            self.node.close_soon(self.open_id)
+            return
         for owner in self._ranges:  # open file description locks end with the description
             await self.node.settle(wire.ReleaseLocks(self.open_id, owner))
         await self.node.settle(wire.CloseFile(self.open_id))

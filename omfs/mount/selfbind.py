@@ -104,8 +104,8 @@ def _bind(source: bytes, target: bytes, kernel_flags: int) -> None:
 
 
 def binds_below(mountpoint: bytes) -> list[bytes]:
-    """Mounts under *mountpoint*, the youngest first."""
-    return [line.mountpoint for line in reversed(mounts()) if line.mountpoint.startswith(mountpoint + b"/")]
+    """Mounts under *mountpoint*, what lies deeper first (the kernel's list is in no useful order)."""
+    return sorted((line.mountpoint for line in mounts() if line.mountpoint.startswith(mountpoint + b"/")), reverse=True)
 
 
 def undo(mountpoint: bytes) -> None:

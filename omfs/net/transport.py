@@ -42,6 +42,9 @@ class Transport(Protocol):
     certificate: dict[str, object] | None  # the other end's, as SSLSocket.getpeercert() tells it
     can_sendfile: bool
 
+    def fileno(self) -> int:
+        """The descriptor to poll, -1 where there is none."""
+
     def send_now(self, data: Buffer, more: bool = False) -> int:
         """Bytes taken.  After 0 the next call must offer the same data again.  *more* follows at once."""
 
@@ -70,6 +73,9 @@ class SocketTransport:
             self._tls = sock
             self.certificate = dict(sock.getpeercert() or {})
         self.can_sendfile = self._tls is None
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
 
     def send_now(self, data: Buffer, more: bool = False) -> int:
         try:
@@ -194,6 +200,9 @@ class MemoryTransport:
         self.certificate: dict[str, object] | None = None
         self._outgoing = outgoing
         self._incoming = incoming
+
+    def fileno(self) -> int:
+        return -1
 
     def send_now(self, data: Buffer, more: bool = False) -> int:
         pipe = self._outgoing

@@ -80,7 +80,10 @@ else: assert os.pread(c, 200, 0) == os.pread(a, 100, 0)
 
 def test_a_directory_of_100000_entries_costs_no_more_than_its_entries(cluster: Cluster) -> None:
     here = cluster.fresh_dir(2)
-    cluster.python(2, f"import os; os.chdir('{here.native}'); [os.close(os.open(f'e{{n}}', os.O_CREAT, 0o600)) for n in range(100_000)]")
+    cluster.python(
+        2,
+        f"import os; os.chdir('{here.native}'); [os.close(os.open(f'e{{n}}', os.O_CREAT, 0o600)) for n in range(100_000)]",
+    )
     before = cluster.requests_to(1, 2)
     count = cluster.python(1, f"import os; print(len(set(os.listdir('{here.remote}'))))", timeout_s=240)
     assert int(count) == 100_000
@@ -159,7 +162,9 @@ def test_times_are_the_owners_and_df_tells_the_truth(cluster: Cluster) -> None:
     cluster.run(1, f"touch {here.remote}/now; touch -d 2001-02-03T04:05:06.123456789Z {here.remote}/then")
     assert cluster.run(2, f"stat -c %.9Y {here.native}/then") == "981173106.123456789\n"
     blocks = "import os,sys; s=os.statvfs(sys.argv[1]); print(s.f_blocks, s.f_frsize, s.f_files)"
-    assert cluster.run(1, f"python3 -c '{blocks}' {here.remote}") == cluster.run(2, f"python3 -c '{blocks}' {here.native}")
+    assert cluster.run(1, f"python3 -c '{blocks}' {here.remote}") == cluster.run(
+        2, f"python3 -c '{blocks}' {here.native}"
+    )
 
 
 def test_mmap_and_exec_of_remote_files(cluster: Cluster) -> None:

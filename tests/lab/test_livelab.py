@@ -7,7 +7,7 @@ import os
 import pytest
 
 from omfs.lab import state
-from tests.lab.livelab import Lab
+from tests.lab.livelab import Lab, wait_for
 
 pytestmark = pytest.mark.lab
 
@@ -32,7 +32,8 @@ def test_what_is_up_is_seen_as_left_behind(lab: Lab) -> None:
 
 
 def test_a_test_leaves_the_lab_as_it_found_it(lab: Lab) -> None:
-    sleeper = lab.popen(1, ["sleep", "1000"])
+    sleeper = lab.popen(1, "echo asleep; sleep 1000")
+    wait_for(lab, sleeper, "asleep")
     lab.kill(1)
     lab.restore()
     assert sleeper.returncode is not None

@@ -38,7 +38,9 @@ def test_a_wrong_word_is_refused_in_one_line(cluster: Cluster, options: str, pre
 
 def test_umount_is_whole_and_mounting_twice_is_refused(cluster: Cluster) -> None:
     assert cluster.try_run(1, "mount -t fuse.omfs mfs_mnt /mfs -o dfsa=1").returncode == 32
-    holder = cluster.start_python(1, "import os, sys; os.chdir('/mfs/2/etc'); print('in', flush=True); sys.stdin.readline()")
+    holder = cluster.start_python(
+        1, "import os, sys; os.chdir('/mfs/2/etc'); print('in', flush=True); sys.stdin.readline()"
+    )
     holder.wait_line("in")
     assert cluster.try_run(1, "umount /mfs").returncode == 32
     assert cluster.run(1, "cat /mfs/1/etc/hostname /mfs/2/etc/hostname") != ""

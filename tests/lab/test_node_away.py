@@ -28,7 +28,8 @@ def test_a_dead_node_gives_ehostdown_and_comes_back(cluster: Cluster) -> None:
     cluster.run(3, f"echo before > {here.native}/file; sync")
     with cluster.mounted(1, f"dfsa=1,timeo={TIMEO_S:g}"):
         reader = cluster.start_python(
-            1, f"import sys\nf = open('{here.remote}/file')\nprint('open', flush=True)\nsys.stdin.readline()\nprint(f.read())"
+            1,
+            f"import sys\nf = open('{here.remote}/file')\nprint('open', flush=True)\nsys.stdin.readline()\nprint(f.read())",
         )
         reader.wait_line("open")
         cluster.kill(3)

@@ -98,7 +98,9 @@ def test_sqlite_writers_on_two_nodes_lose_nothing(cluster: Cluster) -> None:
 def test_programs_hammer_one_directory_from_three_nodes(cluster: Cluster) -> None:
     here = cluster.fresh_dir(2)
     workers = [
-        cluster.start_program(1 + seed % 3, "hammer.py", here.remote if seed % 3 != 1 else here.native, str(seed), "250")
+        cluster.start_program(
+            1 + seed % 3, "hammer.py", here.remote if seed % 3 != 1 else here.native, str(seed), "250"
+        )
         for seed in range(8)
     ]
     for worker in workers:
@@ -106,8 +108,10 @@ def test_programs_hammer_one_directory_from_three_nodes(cluster: Cluster) -> Non
         assert outcomes["ok"] > 20, outcomes
         assert set(outcomes) <= {"ok", "ENOENT", "EEXIST"}, outcomes
     listing = "import os,json; print(json.dumps(sorted((n, os.stat(n).st_nlink, os.stat(n).st_size) for n in os.listdir('.'))))"
-    views = [cluster.run(node, f"cd {path} && python3 -c \"{listing}\"") for node, path in
-             ((1, here.remote), (2, here.native), (3, here.remote))]
+    views = [
+        cluster.run(node, f'cd {path} && python3 -c "{listing}"')
+        for node, path in ((1, here.remote), (2, here.native), (3, here.remote))
+    ]
     assert views[0] == views[1] == views[2]
-    cluster.run(1, f"cd {here.remote} && rm -f n* && test -z \"$(ls -A)\"")
+    cluster.run(1, f'cd {here.remote} && rm -f n* && test -z "$(ls -A)"')
     assert cluster.run(2, f"ls -A {here.native}") == ""

@@ -62,7 +62,10 @@ def test_a_setuid_bit_does_not_survive_a_strangers_write(cluster: Cluster) -> No
 
 
 def test_root_squash_and_read_only(cluster: Cluster) -> None:
-    cluster.run(2, "mkdir -p /srv/ro /srv/squash; echo x > /srv/ro/file; chmod 755 /srv/squash; echo s > /srv/squash/s; chmod 600 /srv/squash/s")
+    cluster.run(
+        2,
+        "mkdir -p /srv/ro /srv/squash; echo x > /srv/ro/file; chmod 755 /srv/squash; echo s > /srv/squash/s; chmod 600 /srv/squash/s",
+    )
     trees = '\n[[trees]]\npath = "/srv/ro"\nread_only = true\n[[trees]]\npath = "/srv/squash"\nroot_squash = true\n'
     with cluster.export_configured(2, trees):
         assert "Read-only" in cluster.try_run(1, "echo y > /mfs/2/srv/ro/file").stderr

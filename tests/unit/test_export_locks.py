@@ -204,7 +204,9 @@ async def test_ranges_and_native_programs_exclude_each_other(root: Asker, room: 
         await until_waiting(1)
         await trio.to_thread.run_sync(native.end)
     with open(room / "file", "r+b") as file:
-        blocker = struct.unpack("@hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("@hhqqi4x", F_RDLCK, 0, 0, 0, 0)))
+        blocker = struct.unpack(
+            "@hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("@hhqqi4x", F_RDLCK, 0, 0, 0, 0))
+        )
         assert blocker[0] == F_WRLCK
 
 

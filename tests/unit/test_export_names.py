@@ -175,7 +175,11 @@ async def test_modes_and_the_callers_umask(root: Asker, room: Path) -> None:
     here = (await root.walk(room)).handle
     created = await ann.get(wire.CreateFile(here, b"file", 0o666, 0o027, os.O_RDWR, ANN), wire.FileCreated)
     made = await ann.get(wire.MakeDirectory(here, b"directory", 0o1777, 0o002, ANN), wire.Found)
-    assert (created.attributes.mode, created.attributes.uid, created.attributes.gid) == (stat.S_IFREG | 0o640, 1000, 1000)
+    assert (created.attributes.mode, created.attributes.uid, created.attributes.gid) == (
+        stat.S_IFREG | 0o640,
+        1000,
+        1000,
+    )
     assert (made.attributes.mode, made.attributes.uid) == (stat.S_IFDIR | 0o1775, 1000)
     now = os.umask(before)
     assert now == before

@@ -25,7 +25,10 @@ def describe(path: bytes, root: bytes, groups: dict[int, bytes]) -> dict[str, ob
         "gid": st.st_gid,
         "mtime_ns": st.st_mtime_ns,
         "link_of": first.hex(),
-        "xattrs": {k: os.getxattr(path, k, follow_symlinks=False).hex() for k in sorted(os.listxattr(path, follow_symlinks=False))},
+        "xattrs": {
+            k: os.getxattr(path, k, follow_symlinks=False).hex()
+            for k in sorted(os.listxattr(path, follow_symlinks=False))
+        },
     }
     if stat.S_ISLNK(st.st_mode):
         entry["target"] = os.readlink(path).hex()
