@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,8 @@ from bench.workloads import WORKLOADS
 
 Rounds: TypeAlias = dict[str, dict[str, list[float]]]  # contender -> workload -> a figure per round
 Medians: TypeAlias = dict[str, dict[str, float]]
+
+WIDTH: Final = 110  # columns of the printed table and notes
 
 
 def medians(rounds: Rounds) -> Medians:
@@ -35,19 +37,21 @@ def speeds(figures: Medians, of: str, against: str) -> dict[str, float]:
 
 def show(figures: Medians, notes: dict[str, str], title: str) -> None:
     """Print the table: a row per workload, a column per contender, then oMFS's speed against the others."""
-    ratios = {
-        f"over {other}": values
-        for other in figures
-        if other != "oMFS" and (values := speeds(figures, "oMFS", other))
-    }  # fmt: skip
-    table = Table(title=title, caption="the last columns: speed of oMFS over theirs, 1.00 = the same, more is better")
+    others = [other for other in figures if other != "oMFS" and "oMFS" in figures]
+    ratios = {f"/ {other}": speeds(figures, "oMFS", other) for other in others}
+    caption = "/ x: the speed of oMFS divided by that of x; 1 = the same, 2 = twice as fast" if ratios else None
+    table = Table(title=title, caption=caption)
     table.add_column("median of the rounds", no_wrap=True)
-    for heading in [*figures, "", *ratios]:
+    for heading in [*figures, *ratios]:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, (text, unit) in WORKLOADS.items():
-        row = [f"{figures[contender][name]:,.1f}" for contender in figures]
-        table.add_row(text, *row, unit, *(f"{values[name]:.2f}" for values in ratios.values()))
-    console = Console(width=110)
+        row = [_short(figures[contender][name]) for contender in figures]
+        table.add_row(f"{text}, {unit}", *row, *(f"{values[name]:.2g}" for values in ratios.values()))
+    console = Console(width=WIDTH)
     console.print(table)
     for contender, note in notes.items():
         console.print(f"{contender}: {note}", highlight=False)
+
+
+def _short(figure: float) -> str:
+    return f"{figure:.0f}" if figure >= 100 else f"{figure:.1f}"

@@ -30,9 +30,11 @@ WORKLOADS = {
     "stat_warm": ("stat, warm", "us"),
     "stat_path": ("stat, warm, of a long path", "us"),
     "open_read_close": ("open-read-close, uncached", "us"),
+    "open_read_close_warm": ("open-read-close, warm", "us"),
     "create_4k": ("create + 4 KiB", "us"),
-    "rename": ("rename", "us"),
-    "unlink": ("unlink", "us"),
+    "rename": ("rename, just created", "us"),
+    "unlink": ("unlink, just created", "us"),
+    "unlink_uncached": ("unlink, uncached", "us"),
     "list_long": ("ls -l, per entry", "us"),
     "read_sequential": ("sequential read", "MB/s"),
     "write_sequential": ("sequential write", "MB/s"),
@@ -41,8 +43,8 @@ WORKLOADS = {
 
 
 def prepare(directory: str, files: int, big_mib: int) -> None:
-    """Make what `measure` reads: three sets of small files and a big one."""
-    for part in ("stat", "open", "list", "fresh"):
+    """Make what `measure` uses: sets of small files that nothing has touched since, and a big one."""
+    for part in ("stat", "open", "gone", "list", "fresh"):
         os.makedirs(f"{directory}/{part}")
         for number in range(0 if part == "fresh" else files):
             write_file(f"{directory}/{part}/{number:06}", os.O_EXCL, BLOCK)
@@ -140,10 +142,13 @@ def measure(directory: str, files: int, big_mib: int) -> dict[str, float]:
     figures["stat_path"] = each(os.stat, [f"{directory}/stat/{name}" for name in names], files)
     os.chdir(f"{directory}/open")
     figures["open_read_close"] = each(open_read_close, names, files)
+    figures["open_read_close_warm"] = each(open_read_close, names, files)
     os.chdir(f"{directory}/fresh")
     figures["create_4k"] = each(create_4k, names, files)
     figures["rename"] = each(lambda name: os.rename(name, next(targets)), names, files)
     figures["unlink"] = each(os.unlink, renamed, files)
+    os.chdir(f"{directory}/gone")
+    figures["unlink_uncached"] = each(os.unlink, names, files)
     os.chdir(f"{directory}/list")
     figures["list_long"] = list_long(files)
     os.chdir(directory)

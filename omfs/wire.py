@@ -1,10 +1,9 @@
 """Every message that travels between two nodes, and nothing else.
 
-A frame is a 16-byte header, a msgpack body (one of the structs below) and bulk data beside it; net/frames.py
-is the codec.  Requests are verb+noun, replies past tense.  Integers are seconds, bytes or nanoseconds as their
-suffix says; names are bytes without "/" (checked by the owner); a handle is opaque to everybody but its owner.
-Unknown fields and unknown types are refused.  Changing anything here changes PROTOCOL_VERSION and the golden
-bytes in tests/unit/test_wire.py.
+A frame is a 16-byte header, a msgpack body (a struct below) and bulk data beside it (net/frames.py).  Requests are
+verb+noun, replies past tense; units are in the names; names are bytes without "/" (the owner checks); a handle is
+opaque to all but its owner.  Unknown fields and types are refused.  A change here changes PROTOCOL_VERSION and the
+golden bytes in tests/unit/test_wire.py.
 """
 
 from __future__ import annotations
@@ -186,9 +185,7 @@ class SetAttributes(Message, frozen=True, tag=True):
     mtime_now: bool = False
 
 
-class CheckAccess(Message, frozen=True, tag=True):
-    """access(2): *mask* of R_OK 4, W_OK 2, X_OK 1."""
-
+class CheckAccess(Message, frozen=True, tag=True):  # *mask* of R_OK 4, W_OK 2, X_OK 1
     handle: bytes
     mask: int
     caller: Caller
@@ -419,9 +416,7 @@ class LinkRead(Message, frozen=True, tag=True):
     target: bytes
 
 
-class FilesystemStatted(Message, frozen=True, tag=True):
-    """statvfs(3)."""
-
+class FilesystemStatted(Message, frozen=True, tag=True):  # statvfs(3)
     block_size_bytes: int
     fragment_size_bytes: int
     blocks: int
@@ -495,9 +490,9 @@ ONCE_ONLY: Final[frozenset[type[Message]]] = frozenset({
     MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, SetXattr, RemoveXattr,
     CreateFile, AppendBlocks, CopyRange, OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
 })  # fmt: skip
-"""Requests that must not be executed twice: the owner keeps their replies for replay within the session."""
+"""Must not be executed twice: the owner keeps their replies for replay within the session."""
 
 REPEATABLE_AFTER_RESTART: Final[frozenset[type[Message]]] = frozenset({
     OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
 })  # fmt: skip
-"""Of ONCE_ONLY, those that do no harm when sent again to an owner that restarted and forgot the session."""
+"""Of ONCE_ONLY, those that do no harm when sent again to an owner that forgot the session."""

@@ -83,7 +83,8 @@ def _serve(arguments: argparse.Namespace, report: Report) -> int:
         run_export = _load()
         run_export(settings, lambda: report.tell(READY), by_mount=arguments.settings_json is not None)
     except ConfigError as error:
-        print(f"omfs-export: {error}", file=sys.stderr)
+        if not report.is_awaited:  # who waits says it
+            print(f"omfs-export: {error}", file=sys.stderr)
         report.tell(f"{error}\n".encode())
         return _FAILED
     except Exception as error:

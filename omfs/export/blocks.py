@@ -1,10 +1,12 @@
 """Reading and writing open files.
 
-Small reads are answered at once from the page cache (preadv2 with RWF_NOWAIT); what must wait for the disk, and
-all large transfers, go to worker threads, where copying runs beside the encryption of other answers.  Where the
-file system does not know RWF_NOWAIT (overlay, tmpfs) a small read is tried inline, and once one was slow the next ones
-of that file take the thread.  Writes run under the identity that opened the file, so that quotas, reserved blocks
-and the clearing of set-id bits are the kernel's own.  On a plain connection large reads are FileSlices.
+What the page cache can do at once is done at once, in the trio thread: handing 1 MiB to a worker thread costs as
+much of this thread's time as copying it (measured: 90 us), and more than doubles the answer's.  What must wait for
+the disk goes to worker threads.  A read knows beforehand where the file system has RWF_NOWAIT; otherwise (overlay,
+tmpfs, and all writes, which the kernel may throttle) the last ones tell: after a slow transfer the file's next ones
+take a thread, until a good many in a row were fast.  Writes run under the identity that opened the file, so that
+quotas, reserved blocks and the clearing of set-id bits are the kernel's own.  On a plain connection large reads are
+FileSlices.
 
 Invariant: a read shorter than asked for means the end of the file.  Called by export/service.py.
 """
@@ -27,9 +29,10 @@ from omfs.kernel.credentials import Identity
 from omfs.net.server import Answer, Buffer, FileSlice
 
 IO_THREADS_MAX: Final = 32  # disks do not get faster by more; beyond it requests queue
-INLINE_MAX_BYTES: Final = 128 << 10  # larger transfers take a thread: copying them costs more than getting there
+INLINE_MAX_BYTES: Final = 1 << 20  # what FUSE asks for at most
 SLOW_READ_S: Final = 0.001  # a read that took longer came from the disk
-COLD_READS: Final = 64  # so many reads take the thread after a slow one
+SLOW_WRITE_S: Final = 0.005  # a write that took longer was throttled
+SUSPECTS: Final = 64  # so many transfers take the thread after a slow one
 COPY_RANGE_MAX_BYTES: Final = 64 << 20  # per request, so that it can be cancelled and shows progress
 COPY_STEP_BYTES: Final = 4 << 20
 OFFSET_MAX: Final = (1 << 63) - 1
@@ -74,11 +77,11 @@ class Blocks:
         return self._read_in_thread(opened, offset, size_bytes)
 
     async def _read_in_thread(self, opened: Opened, offset: int, size_bytes: int) -> Answer:
-        return _BLOCKS_READ, await self.in_thread(opened, _read_fully, opened.fd, offset, size_bytes)
+        return _BLOCKS_READ, await self.in_thread(opened, _read_timed, opened, offset, size_bytes)
 
     def seek(self, files: SessionFiles, request: wire.SeekFile) -> wire.SeekDone:
         """SEEK_DATA and SEEK_HOLE; ENXIO beyond the end."""
-        if request.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        if request.whence not in (os.SEEK_DATA, os.SEEK_HOLE) or not -OFFSET_MAX <= request.offset <= OFFSET_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return wire.SeekDone(os.lseek(files.get(request.open_id).fd, request.offset, request.whence))
 
@@ -92,7 +95,7 @@ class Blocks:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if _takes_long(opened, bulk):
             return self._write_in_thread(opened, _write, bulk, request.offset)
-        return wire.BlocksWritten(_write(opened.fd, opened.identity, bulk, request.offset)), b""
+        return wire.BlocksWritten(_write(opened, bulk, request.offset)), b""
 
     def append(self, files: SessionFiles, request: wire.AppendBlocks, bulk: Buffer) -> MaybeSlow:
         """Write behind whatever is the end now, as one record: the kernel holds the inode's lock meanwhile."""
@@ -100,10 +103,10 @@ class Blocks:
         opened.place.must_be_writable()
         if _takes_long(opened, bulk):
             return self._write_in_thread(opened, _append, bulk)
-        return wire.BlocksWritten(_append(opened.fd, opened.identity, bulk)), b""
+        return wire.BlocksWritten(_append(opened, bulk)), b""
 
     async def _write_in_thread(self, opened: Opened, call: Callable[..., int], bulk: Buffer, *args: int) -> Answer:
-        written = await self.in_thread(opened, call, opened.fd, opened.identity, bulk, *args)
+        written = await self.in_thread(opened, call, opened, bulk, *args)
         return wire.BlocksWritten(written), b""
 
     async def sync(self, opened: Opened, request: wire.SyncFile) -> Answer:
@@ -162,14 +165,9 @@ def _read_at_once(opened: Opened, offset: int, size_bytes: int) -> Buffer | None
                 return buffer
             # Short: the end of the file, or of what is cached.
             return memoryview(buffer)[:got] if offset + got >= os.fstat(opened.fd).st_size else None
-    if opened.cold_reads:
-        opened.cold_reads -= 1
+    if opened.suspects:
         return None
-    begun_s = time.perf_counter()
-    data = _read_fully(opened.fd, offset, size_bytes)
-    if time.perf_counter() - begun_s > SLOW_READ_S:
-        opened.cold_reads = COLD_READS
-    return data
+    return _read_timed(opened, offset, size_bytes)
 
 
 def _is_cached(opened: Opened, offset: int) -> bool:
@@ -187,6 +185,21 @@ def _is_cached(opened: Opened, offset: int) -> bool:
         return True
 
 
+def _read_timed(opened: Opened, offset: int, size_bytes: int) -> bytes:
+    begun_s = time.perf_counter()
+    data = _read_fully(opened.fd, offset, size_bytes)
+    _note_time(opened, time.perf_counter() - begun_s > SLOW_READ_S)
+    return data
+
+
+def _note_time(opened: Opened, was_slow: bool) -> None:
+    """Called in any thread; a count that is off by one or two does no harm."""
+    if was_slow:
+        opened.suspects = SUSPECTS
+    elif opened.suspects:
+        opened.suspects -= 1
+
+
 def _read_fully(fd: int, offset: int, size_bytes: int) -> bytes:
     """Read on until the end of the file: a short read may also be a signal or the sector before a bad one."""
     data = os.pread(fd, size_bytes, offset)
@@ -202,17 +215,24 @@ def _read_fully(fd: int, offset: int, size_bytes: int) -> bytes:
 
 
 def _takes_long(opened: Opened, bulk: Buffer) -> bool:
-    return len(bulk) > INLINE_MAX_BYTES or bool(opened.flags & (os.O_SYNC | os.O_DSYNC))
+    is_synchronous = opened.flags & (os.O_SYNC | os.O_DSYNC)
+    return bool(len(bulk) > INLINE_MAX_BYTES or opened.suspects or is_synchronous)
 
 
-def _write(fd: int, identity: Identity, bulk: Buffer, offset: int) -> int:
-    with identity:
-        return os.pwrite(fd, bulk, offset)
+def _write(opened: Opened, bulk: Buffer, offset: int) -> int:
+    begun_s = time.perf_counter()
+    with opened.identity:
+        written = os.pwrite(opened.fd, bulk, offset)
+    _note_time(opened, time.perf_counter() - begun_s > SLOW_WRITE_S)
+    return written
 
 
-def _append(fd: int, identity: Identity, bulk: Buffer) -> int:
-    with identity:
-        return os.pwritev(fd, (bulk,), 0, os.RWF_APPEND)
+def _append(opened: Opened, bulk: Buffer) -> int:
+    begun_s = time.perf_counter()
+    with opened.identity:
+        written = os.pwritev(opened.fd, (bulk,), 0, os.RWF_APPEND)
+    _note_time(opened, time.perf_counter() - begun_s > SLOW_WRITE_S)
+    return written
 
 
 def _allocate(fd: int, identity: Identity, mode: int, offset: int, size_bytes: int) -> None:

@@ -24,27 +24,26 @@ from omfs.export.mounts import Mount, Mounts
 from omfs.export.trees import ExportTree, ExportTrees, is_shown
 from omfs.kernel import walk
 from omfs.kernel.credentials import Identity
-from omfs.kernel.handles import HandleReader, PreparedHandle, mount_id_of
+from omfs.kernel.handles import HandleReader, mount_id_of, open_handle, prepare_handle
 
 NAME_MAX_BYTES: Final = 255
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_NAMES: Final = frozenset({b"", b".", b".."})
 _PLACES_KEPT: Final = 1 << 14  # handles whose seal was checked; a few hundred bytes each
 
 
 class Place:
     """Where an object is: an unsealed handle, ready to be opened.  *file_type* is S_IFMT(mode) >> 12."""
 
-    __slots__ = ("data", "file_type", "handle", "kind", "mount", "prepared", "tree")
+    __slots__ = ("file_type", "handle", "mount", "prepared", "tree")
 
     def __init__(self, handle: bytes, mount: Mount, tree: ExportTree, file_type: int, kind: int, data: bytes) -> None:
         self.handle = handle
         self.mount = mount
         self.tree = tree
         self.file_type = file_type
-        self.kind = kind
-        self.data = data
-        self.prepared = PreparedHandle(kind, data)
+        self.prepared = prepare_handle(kind, data)
 
     @property
     def is_directory(self) -> bool:
@@ -88,19 +87,21 @@ class Disk:
     def _locate_new(self, handle: bytes) -> Place:
         tree_id, mount_id, file_type, kind, data = self._sealer.unseal(handle)
         tree = self.trees.by_id(tree_id)
-        place = Place(handle, self.mounts.by_stable_id(mount_id), tree, file_type, kind, data)
+        return self._keep(Place(handle, self.mounts.by_stable_id(mount_id), tree, file_type, kind, data))
+
+    def _keep(self, place: Place) -> Place:
         if len(self._places) >= _PLACES_KEPT:
             self._places.clear()
-        self._places[handle] = place
+        self._places[place.handle] = place
         return place
 
     def open(self, place: Place) -> int:
         """An O_PATH descriptor of the object, to be closed by the caller.  OSError ESTALE when it is gone."""
-        return place.prepared.open(self.mounts.descriptor(place.mount), _LOOK)
+        return open_handle(self.mounts.descriptor(place.mount), place.prepared, _LOOK)
 
     def open_as_root(self, place: Place, flags: int) -> int:
         """Open the object with *flags* and root's rights, in one call.  OSError."""
-        return place.prepared.open(self.mounts.descriptor(place.mount), flags)
+        return open_handle(self.mounts.descriptor(place.mount), place.prepared, flags)
 
     # ------------------------------------------------------------ to handles
 
@@ -157,6 +158,16 @@ class Disk:
         kind, data, _ = self._reader.read(fd)
         return self._sealer.seal(tree.id, mount.stable_id, status.st_mode >> 12, kind, data), status
 
+    def place(self, fd: int, mount: Mount, tree: ExportTree) -> tuple[Place, os.stat_result]:
+        """As `describe`, of an object that will be used at once."""
+        status = os.fstat(fd)
+        if not is_shown(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        kind, data, _ = self._reader.read(fd)
+        file_type = status.st_mode >> 12
+        handle = self._sealer.seal(tree.id, mount.stable_id, file_type, kind, data)
+        return self._keep(Place(handle, mount, tree, file_type, kind, data)), status
+
     # ------------------------------------------------------------ export trees
 
     def tree_of(self, parent_fd: int, parent: Place, name: bytes) -> ExportTree:
@@ -189,7 +200,7 @@ def check_name(name: bytes) -> None:
     """Refuse what is not one component of a path: OSError EINVAL or ENAMETOOLONG."""
     if len(name) > NAME_MAX_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+    if b"/" in name or b"\0" in name or name in _NO_NAMES:
         raise OSError(errno.EINVAL, "not the name of a directory entry")
 
 

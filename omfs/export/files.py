@@ -20,7 +20,7 @@ from omfs import wire
 from omfs.errors import OpenLost
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.listings import Listing
-from omfs.export.names import must_be_makeable, umask_set
+from omfs.export.names import Umask, must_be_makeable
 from omfs.kernel import objects, walk
 from omfs.kernel.credentials import Identity
 
@@ -33,7 +33,7 @@ _ADDED_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 class Opened:
     """One open id's descriptor.  *identity* opened it and is acted under when writing (quotas, reserved blocks)."""
 
-    __slots__ = ("_closing", "_users", "cold_reads", "fd", "flags", "identity", "listing", "place")
+    __slots__ = ("_closing", "_users", "fd", "flags", "identity", "listing", "place", "suspects")
 
     def __init__(self, fd: int, flags: int, place: Place, identity: Identity) -> None:
         self.fd = fd
@@ -41,7 +41,7 @@ class Opened:
         self.place = place
         self.identity = identity
         self.listing = Listing(fd) if place.is_directory else None
-        self.cold_reads = 0  # so many reads will not be tried inline (blocks.py)
+        self.suspects = 0  # so many transfers will not be tried in the trio thread (blocks.py)
         self._users = 0
         self._closing = False
 
@@ -271,7 +271,7 @@ def _create_new(
 ) -> wire.FileCreated:
     flags = request.flags & _KEPT_FLAGS & ~os.O_TRUNC
     try:
-        with umask_set(request.umask), identity:
+        with Umask(request.umask), identity:
             fd = walk.create(parent_fd, request.name, flags | _ADDED_FLAGS, request.mode & 0o7777)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -279,12 +279,12 @@ def _create_new(
         raise FileExistsError(errno.EEXIST, "a mount point") from None
     try:
         tree = disk.tree_of(parent_fd, parent, request.name)
-        handle, status = disk.describe(fd, parent.mount, tree)
-        opened = Opened(fd, flags, disk.locate(handle), identity)
+        place, status = disk.place(fd, parent.mount, tree)
+        opened = Opened(fd, flags, place, identity)
     except BaseException:
         os.close(fd)
         raise
-    return wire.FileCreated(files.add(opened), handle, attributes_of(status))
+    return wire.FileCreated(files.add(opened), place.handle, attributes_of(status))
 
 
 def _open_existing(
@@ -293,17 +293,16 @@ def _open_existing(
     path_fd, mount, tree = disk.find(parent_fd, parent, request.name, identity)
     try:
         try:
-            handle, _ = disk.describe(path_fd, mount, tree)
+            place, _ = disk.place(path_fd, mount, tree)
         except FileNotFoundError:
             raise PermissionError(errno.EACCES, "a device has this name") from None
-        place = disk.locate(handle)
         flags = checked_flags(place, request.flags)
         with identity:
             fd = objects.reopen(path_fd, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(fd)
     finally:
         os.close(path_fd)
-    return wire.FileCreated(files.add(Opened(fd, flags, place, identity)), handle, attributes_of(status))
+    return wire.FileCreated(files.add(Opened(fd, flags, place, identity)), place.handle, attributes_of(status))
 
 
 def holds_big_orphan(opened: Opened, limit_bytes: int) -> bool:

@@ -21,6 +21,7 @@ from omfs.export.disk import Disk, Place, attributes_of
 from omfs.kernel.credentials import ROOT
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
 
+CURSOR_MAX: Final = (1 << 63) - 1
 ENTRY_OVERHEAD_BYTES: Final = 80  # attributes and framing of an entry in the reply, besides name and handle
 AT_ONCE: Final = 48  # entries looked up before others get their turn (about half a millisecond)
 
@@ -40,6 +41,8 @@ class Listing:
 
     def take(self, cursor: int, size_bytes: int, handle_bytes: int) -> tuple[list[DirectoryEntry], bool]:
         """(entries behind *cursor* for about *size_bytes* of reply, whether those are the last).  OSError."""
+        if not 0 <= cursor <= CURSOR_MAX:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if cursor != self._cursor or cursor == 0:
             self._pending = []
             self._cursor = os.lseek(self._fd, cursor, os.SEEK_SET)

@@ -27,7 +27,9 @@ XATTR_VALUE_MAX_BYTES: Final = 65536
 XATTR_CREATE: Final = 1  # xattr(7), as on the wire; the package has numbers of its own
 XATTR_REPLACE: Final = 2
 SLOW_TRUNCATION_BYTES: Final = 16 << 20  # cutting off more than this is left to a thread
+SIZE_MAX_BYTES: Final = (1 << 63) - 1
 NS: Final = 10**9
+TIME_MAX_NS: Final = ((1 << 63) - 1) * NS
 
 _READ_ONLY_MATTERS: Final = (stat.S_IFREG >> 12, stat.S_IFDIR >> 12, stat.S_IFLNK >> 12)
 
@@ -63,6 +65,8 @@ def may_be_slow(fd: int, request: wire.SetAttributes) -> bool:
 
 
 def _truncate(fd: int, file_fd: int, place: Place, size_bytes: int, wait: bool) -> None:
+    if not 0 <= size_bytes <= SIZE_MAX_BYTES:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if file_fd >= 0:
         os.ftruncate(file_fd, size_bytes)
         return
@@ -89,6 +93,8 @@ def _time(time_ns: int | None, now: bool) -> tuple[int, int]:
         return 0, objects.UTIME_NOW
     if time_ns is None:
         return 0, objects.UTIME_OMIT
+    if abs(time_ns) > TIME_MAX_NS:
+        raise OSError(errno.EINVAL, "time out of range")
     return time_ns // NS, time_ns % NS
 
 

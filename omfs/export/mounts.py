@@ -20,7 +20,7 @@ from typing import Final
 from omfs.errors import ConfigError, StaleHandle
 from omfs.export.handles import MOUNT_ID_BYTES
 from omfs.kernel.handles import HandleReader
-from omfs.kernel.mounttable import OMFS_TYPE, MountLine, is_real_tree, parse_mountinfo
+from omfs.kernel.mounttable import OMFS_TYPE, MountLine, is_real_tree, is_within_reach, parse_mountinfo
 
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
@@ -45,9 +45,13 @@ class Mounts:
     """The mounts of this process's namespace, read again whenever the kernel says that they changed."""
 
     def __init__(self) -> None:
+        """ConfigError without /proc."""
         self.generation = 0  # counts changes of the table: what was derived from it is out of date
         self._reader = HandleReader()
-        self._table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(f"/proc/self/mountinfo: {error.strerror}; is /proc mounted?") from None
         self._poll = select.poll()
         self._poll.register(self._table_fd, select.POLLPRI)
         self._lines: dict[int, MountLine] = {}
@@ -104,7 +108,8 @@ class Mounts:
         if mount is None:
             self.refresh()
             for line in self._lines.values():
-                if line.mount_id not in self._open and is_real_tree(line.fstype):
+                is_new = line.mount_id not in self._open
+                if is_new and is_real_tree(line.fstype) and is_within_reach(line, self._lines):
                     self._examine(line)
             mount = self._by_stable_id.get(stable_id)
         if mount is None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from omfs import wire
@@ -26,17 +24,23 @@ from omfs.kernel.credentials import ROOT
 SYMLINK_MAX_BYTES: Final = 4095  # PATH_MAX without its NUL
 SLOW_REMOVAL_BYTES: Final = 16 << 20  # freeing more than this is left to a thread
 
+_MODE_MAX: Final = 0o177777
 _MAKEABLE: Final = (0, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
 
 
-@contextmanager
-def umask_set(mask: int) -> Iterator[None]:
-    """The caller's umask for one creation."""
-    before = os.umask(mask & 0o777)
-    try:
-        yield
-    finally:
-        os.umask(before)
+class Umask:
+    """The caller's umask for one creation: ``with Umask(mask), identity: ...``."""
+
+    __slots__ = ("_before", "_mask")
+
+    def __init__(self, mask: int) -> None:
+        self._mask = mask & 0o777
+
+    def __enter__(self) -> None:
+        self._before = os.umask(self._mask)
+
+    def __exit__(self, *_: object) -> None:
+        os.umask(self._before)
 
 
 def _open_parent(disk: Disk, parent: Place, name: bytes) -> int:
@@ -59,6 +63,8 @@ def _found(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> wire.Found
 
 def make_node(disk: Disk, request: wire.MakeNode) -> wire.Found:
     """mknod of a regular file, FIFO or socket; EPERM for devices."""
+    if not 0 <= request.mode <= _MODE_MAX:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     file_type = stat.S_IFMT(request.mode)
     if not is_shown(request.mode):
         raise PermissionError(errno.EPERM, "devices can not be made on another node")
@@ -69,7 +75,7 @@ def make_node(disk: Disk, request: wire.MakeNode) -> wire.Found:
     fd = _open_parent(disk, parent, request.name)
     try:
         must_be_makeable(disk, fd, parent, request.name)
-        with umask_set(request.umask), identity:
+        with Umask(request.umask), identity:
             os.mknod(request.name, file_type | request.mode & 0o7777, dir_fd=fd)
         return _found(disk, fd, parent, request.name)
     finally:
@@ -83,7 +89,7 @@ def make_directory(disk: Disk, request: wire.MakeDirectory) -> wire.Found:
     fd = _open_parent(disk, parent, request.name)
     try:
         must_be_makeable(disk, fd, parent, request.name)
-        with umask_set(request.umask), identity:
+        with Umask(request.umask), identity:
             os.mkdir(request.name, request.mode & 0o7777, dir_fd=fd)
         return _found(disk, fd, parent, request.name)
     finally:

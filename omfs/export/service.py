@@ -100,7 +100,11 @@ class ExportService:
         """Drop what is not used any more, until cancelled."""
         while True:
             await trio.sleep(MOUNT_SWEEP_S)
-            self._mounts.drop_idle()
+            self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Let go of mounts that were not used since the last call, so that they can be unmounted."""
+        self._mounts.drop_idle()
 
     def close(self) -> None:
         """Close the service's own descriptors; sessions must have ended."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
+import sys
 from typing import Any, Final
 
 from omfs.kernel.libc import AT_EMPTY_PATH, libc, raise_errno
@@ -17,63 +19,48 @@ from omfs.kernel.libc import AT_EMPTY_PATH, libc, raise_errno
 HANDLE_MAX_BYTES: Final = 128  # MAX_HANDLE_SZ, include/uapi/linux/fcntl.h
 
 
-class _FileHandle(ctypes.Structure):
-    """struct file_handle with room for the largest handle there is."""
-
-    _fields_ = (
-        ("size", ctypes.c_uint),
-        ("kind", ctypes.c_int),
-        ("data", ctypes.c_ubyte * HANDLE_MAX_BYTES),
-    )
-
-
-_DATA_AT: Final = _FileHandle.data.offset
+_HEAD: Final = struct.Struct("=Ii")  # struct file_handle: size of the handle, its type; then the handle itself
+_ROOM_FOR_ALL: Final = HANDLE_MAX_BYTES.to_bytes(4, sys.byteorder)
 
 
 class HandleReader:
     """Reads the handles of open descriptors; holds the call's buffers, so use one per thread."""
 
     def __init__(self) -> None:
-        self._handle = _FileHandle()
+        self._buffer = bytearray(_HEAD.size + HANDLE_MAX_BYTES)
         self._mount_id = ctypes.c_int()
-        self._handle_ref = ctypes.byref(self._handle)
-        self._mount_ref = ctypes.byref(self._mount_id)
-        self._data_address = ctypes.addressof(self._handle) + _DATA_AT
+        self._address: Any = (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer)
+        self._mount_address: Any = ctypes.byref(self._mount_id)
 
     def read(self, fd: int) -> tuple[int, bytes, int]:
         """(handle type, handle bytes, mount id) of what *fd* (O_PATH will do) refers to.
 
         Raises OSError: EOPNOTSUPP where the file system has no handles.
         """
-        handle = self._handle
-        handle.size = HANDLE_MAX_BYTES
-        if libc.name_to_handle_at(fd, b"", self._handle_ref, self._mount_ref, AT_EMPTY_PATH) < 0:
+        buffer = self._buffer
+        buffer[:4] = _ROOM_FOR_ALL
+        if libc.name_to_handle_at(fd, b"", self._address, self._mount_address, AT_EMPTY_PATH) < 0:
             raise_errno()
-        return handle.kind, ctypes.string_at(self._data_address, handle.size), self._mount_id.value
+        size, kind = _HEAD.unpack_from(buffer)
+        return kind, bytes(buffer[_HEAD.size : _HEAD.size + size]), self._mount_id.value
 
 
-class PreparedHandle:
-    """A handle laid out for the kernel, to be opened many times (read only after construction)."""
+def prepare_handle(kind: int, data: bytes) -> bytes:
+    """A handle laid out for `open_handle`.  ValueError when it is longer than any kernel handle."""
+    if len(data) > HANDLE_MAX_BYTES:
+        raise ValueError(f"a kernel handle of {len(data)} bytes")
+    return _HEAD.pack(len(data), kind) + data
 
-    __slots__ = ("_ref", "_struct")
 
-    def __init__(self, kind: int, data: bytes) -> None:
-        """ValueError when *data* is longer than any kernel handle."""
-        if len(data) > HANDLE_MAX_BYTES:
-            raise ValueError(f"a kernel handle of {len(data)} bytes")
-        self._struct = _FileHandle(size=len(data), kind=kind)
-        ctypes.memmove(ctypes.addressof(self._struct) + _DATA_AT, data, len(data))
-        self._ref: Any = ctypes.byref(self._struct)
+def open_handle(mount_fd: int, prepared: bytes, flags: int) -> int:
+    """open_by_handle_at: a new descriptor; *mount_fd* is any (not O_PATH) descriptor on the mount.
 
-    def open(self, mount_fd: int, flags: int) -> int:
-        """open_by_handle_at: a new descriptor; *mount_fd* is any (not O_PATH) descriptor on the mount.
-
-        Raises OSError: ESTALE when the object is gone.
-        """
-        fd: int = libc.open_by_handle_at(mount_fd, self._ref, flags)
-        if fd < 0:
-            raise_errno()
-        return fd
+    Raises OSError: ESTALE when the object is gone.
+    """
+    fd: int = libc.open_by_handle_at(mount_fd, prepared, flags)
+    if fd < 0:
+        raise_errno()
+    return fd
 
 
 def mount_id_of(fd: int) -> int:

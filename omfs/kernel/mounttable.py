@@ -61,3 +61,17 @@ def _unescape(field: bytes) -> bytes:
 def is_real_tree(fstype: bytes) -> bool:
     """Whether mounts of *fstype* belong to the node's tree (fuse only on a block device: ntfs, exfat)."""
     return fstype not in _PSEUDO and fstype not in _SERVED_ELSEWHERE and not fstype.startswith(b"fuse.")
+
+
+def is_within_reach(line: MountLine, table: dict[int, MountLine]) -> bool:
+    """Whether a walk through real trees only can come to this mount.
+
+    What is mounted below /dev, /proc or an oMFS can't be reached, and opening its mountpoint would ask that file
+    system: our own /mfs, perhaps.  (A mount may lie on an automount point, at the same place.)
+    """
+    above = table.get(line.parent_id)
+    while above is not None and above is not line:
+        if not is_real_tree(above.fstype) and above.mountpoint != line.mountpoint:
+            return False
+        line, above = above, table.get(above.parent_id)
+    return True

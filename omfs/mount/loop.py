@@ -23,7 +23,7 @@ from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wai
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.lowlevel import Hook
 
-_FAIR_EVERY: Final = 64  # requests answered in a row before other tasks of the daemon get their turn
+_FAIR_EVERY: Final = 32  # requests answered in a row before other tasks of the daemon get their turn
 _LINGER_S: Final = 0.0004  # a reply within one network; a task switch costs a quarter of it
 _LINGERS_IN_VAIN: Final = 4  # after so many in a row the node is far or busy ...
 _LINGER_AGAIN_AFTER: Final = 64  # ... and only one request of so many tries it
@@ -38,7 +38,7 @@ class Waiting(NamedTuple):
 
 
 class Loop:
-    """Leadership and interruption; one per mount."""
+    """Leadership and interruption; one per mount, made when the hook is attached."""
 
     def __init__(self, hook: Hook, interrupt: Callable[[Waiting], None]) -> None:
         self.waiting: dict[int, Waiting] = {}  # by the request's unique number
@@ -48,6 +48,7 @@ class Loop:
         self._idle: list[Task] = []
         self._in_a_row = 0
         self._poll = select.epoll()
+        self._poll.register(hook.fd, select.EPOLLIN)
         self._polled: dict[int, tuple[int, int]] = {}  # pairs of descriptors in _poll, by identity
         self._in_vain = 0
         hook.takers[abi.INTERRUPT] = self._take_interrupt
@@ -71,20 +72,28 @@ class Loop:
         if hook.ended:
             return False
         self._leader = me
-        if hook.drained:
+        if hook.drained if self.waiting else not self._comes_soon():
             hook.drained = False
+            return await self._wait_for_request()
+        self._in_a_row += 1
+        if self._in_a_row >= _FAIR_EVERY:
             self._in_a_row = 0
-            try:
-                await wait_readable(hook.fd)
-            except trio.ClosedResourceError:
-                hook.ended = True
-                self._wake_all()
-                return False
-        else:
-            self._in_a_row += 1
-            if self._in_a_row >= _FAIR_EVERY:
-                self._in_a_row = 0
-                await checkpoint()
+            await checkpoint()
+        return True
+
+    def _comes_soon(self) -> bool:
+        """Whether the next request is there within a moment: programs tend to make several calls in a row."""
+        events = self._poll.poll(_LINGER_S)
+        return len(events) == 1 and events[0][0] == self._hook.fd
+
+    async def _wait_for_request(self) -> bool:
+        self._in_a_row = 0
+        try:
+            await wait_readable(self._hook.fd)
+        except trio.ClosedResourceError:
+            self._hook.ended = True
+            self._wake_all()
+            return False
         return True
 
     def linger(self, descriptors: tuple[int, int]) -> int:
@@ -115,8 +124,9 @@ class Loop:
         if len(self._polled) >= _PAIRS_MAX:
             self._poll.close()
             self._poll = select.epoll()
+            self._poll.register(self._hook.fd, select.EPOLLIN)
             self._polled.clear()
-        for descriptor in (self._hook.fd, *descriptors):
+        for descriptor in descriptors:
             with contextlib.suppress(FileExistsError):  # a closed one with this number has left by itself
                 self._poll.register(descriptor, select.EPOLLIN)
         self._polled[id(descriptors)] = descriptors

@@ -58,7 +58,7 @@ class RemoteNode:
     # ------------------------------------------------------------ the tree's root
 
     async def root(self) -> bytes:
-        """The handle of the root of the tree; asked again after a restart of the owner, whose trees may have changed."""
+        """The handle of the root of the tree; asked again after a restart of the owner: its trees may differ."""
         if self._root is None or self._root_epoch != self.peer.epoch:
             found = await self.peer.call(wire.AttachTree(ROOT), wire.Found)
             self._root, self._root_epoch = found.handle, self.peer.epoch

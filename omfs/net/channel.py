@@ -66,7 +66,7 @@ class Channel:
             if self._drained:
                 await transport.wait_readable()
             buffer = reader.buffer()
-            size_bytes = transport.receive_now(buffer)
+            size_bytes = transport.receive_now(buffer, reader.in_bulk)
             if not size_bytes:
                 self._drained = True
                 continue
@@ -91,7 +91,7 @@ class Channel:
         frames: list[Frame] = []
         while True:
             buffer = self._reader.buffer()
-            size_bytes = self.transport.receive_now(buffer)
+            size_bytes = self.transport.receive_now(buffer, self._reader.in_bulk)
             if not size_bytes:
                 break
             self.bytes_in += size_bytes

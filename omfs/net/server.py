@@ -131,10 +131,11 @@ class Server:
                 log.warning("%s: closed, %d other connections have not said Hello yet", name, self._strangers)
                 sock.close()
                 continue
+            self._strangers += 1  # not in the task: the next accept() may come before it runs
             self._nursery.start_soon(self._serve_socket, sock, name)
 
     async def _serve_socket(self, sock: socket.socket, name: str) -> None:
-        self._strangers += 1
+        """Shake hands and serve; counted among the strangers until the handshake is done."""
         is_stranger = True
         transport: Transport | None = None
         try:

@@ -11,6 +11,7 @@ to the connection that is current when it is ready.  Called by net/server.py; `d
 
 from __future__ import annotations
 
+import errno
 from typing import Any, Final
 
 import trio
@@ -100,7 +101,7 @@ class Session:
         """The reply to a ONCE_ONLY request that was executed before, or None: execute it."""
         reply = self._replies.get(request_id)
         if reply is None and request_id <= min(self._forgotten_id, self._repeats_up_to):
-            return wire.Failed(errno=5, text=f"whether this {type(request).__name__} was executed is forgotten")
+            return wire.Failed(errno=errno.EIO, text=f"whether this {type(request).__name__} was executed is forgotten")
         return reply
 
     def note(self, request_id: int) -> None:

@@ -19,7 +19,9 @@ import trio
 from omfs.net.frames import Buffer
 
 SENDFILE_MAX_BYTES: Final = 1 << 20  # per call, so that other tasks get their turn
+RECORDS_MAX_BYTES: Final = 256 << 10  # received at once, for the same reason
 MEMORY_PIPE_BYTES: Final = 64 << 10
+_CLOSED: Final = "the other side closed the connection"
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)  # tcp(7)
 
 
@@ -51,8 +53,8 @@ class Transport(Protocol):
     def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
         """Bytes taken from the file; only where can_sendfile.  EOFError: the file has become shorter."""
 
-    def receive_now(self, into: memoryview) -> int:
-        """Bytes received."""
+    def receive_now(self, into: memoryview, fill: bool = False) -> int:
+        """Bytes received.  *fill*: as many as are there (TLS would otherwise give one record of 16 KiB)."""
 
     async def wait_readable(self) -> None: ...
 
@@ -94,14 +96,30 @@ class SocketTransport:
             raise EOFError
         return sent
 
-    def receive_now(self, into: memoryview) -> int:
+    def receive_now(self, into: memoryview, fill: bool = False) -> int:
+        if fill and self._tls is not None:
+            return self._receive_records(self._tls, into)
         try:
             size_bytes = self._sock.recv_into(into)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
         if size_bytes == 0:
-            raise ConnectionResetError("the other side closed the connection")
+            raise ConnectionResetError(_CLOSED)
         return size_bytes
+
+    def _receive_records(self, tls: ssl.SSLSocket, into: memoryview) -> int:
+        """As many records as are there: a tight loop, because 1 MiB is 64 of them."""
+        received = 0
+        end = min(len(into), RECORDS_MAX_BYTES)
+        try:
+            while received < end:
+                size_bytes = tls.recv_into(into[received:])
+                if size_bytes == 0:
+                    raise ConnectionResetError(_CLOSED)
+                received += size_bytes
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        return received
 
     async def wait_readable(self) -> None:
         if self._tls is not None and self._tls.pending():
@@ -216,13 +234,13 @@ class MemoryTransport:
         return min(room, len(data))
 
     def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
-        raise NotImplementedError("can_sendfile is False")
+        raise AssertionError("can_sendfile is False")
 
-    def receive_now(self, into: memoryview) -> int:
+    def receive_now(self, into: memoryview, fill: bool = False) -> int:
         pipe = self._incoming
         if not pipe.data:
             if pipe.closed:
-                raise ConnectionResetError("the other side closed the connection")
+                raise ConnectionResetError(_CLOSED)
             return 0
         size_bytes = min(len(into), len(pipe.data))
         into[:size_bytes] = pipe.data[:size_bytes]

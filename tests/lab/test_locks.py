@@ -84,7 +84,10 @@ except Alarm: print("interrupted")
         assert cluster.python(3, script, timeout_s=30) == "interrupted\n"
         holder.finish()
         attempt = TRY.format(path=f"{here.remote}/l", lock=lock.format(nb="fcntl.LOCK_NB"))
-        wait_until(lambda: cluster.python(1, attempt) == "granted\n", "the interrupted wait left no lock behind")
+        wait_until(
+            lambda attempt=attempt: cluster.python(1, attempt) == "granted\n",
+            "the interrupted wait left no lock behind",
+        )
 
 
 def test_getlk_names_the_range(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import trio
@@ -183,3 +183,44 @@ async def wait_until_blocked() -> None:
 
 
 RANDOM = os.urandom(1 << 20)
+
+
+async def connected_pair(nursery: trio.Nursery, *, hard: bool = False) -> Pair:
+    """A pair that is up; nothing was executed yet."""
+    pair = Pair(nursery, hard=hard)
+    await pair.start()
+    await pair.ask(look_up(b"first"))
+    pair.service.executed.clear()
+    return pair
+
+
+class Attempt:
+    """A call in a task of its own, and what became of it."""
+
+    def __init__(self, nursery: trio.Nursery, call: Callable[[], Awaitable[Any]]) -> None:
+        self.result: Any = None
+        self.ended_s = 0.0
+        self.task: trio.lowlevel.Task | None = None
+        self._over = trio.Event()
+        nursery.start_soon(self._run, call)
+
+    async def _run(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self.task = trio.lowlevel.current_task()
+        try:
+            self.result = await call()
+        except Exception as error:
+            self.result = error
+        self.ended_s = trio.current_time()
+        self._over.set()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    async def wait(self) -> Any:
+        await self._over.wait()
+        return self.result
+
+
+def attempt(pair: Pair, request: wire.Message, expect: type[wire.Message] = wire.Done) -> Attempt:
+    return Attempt(pair.nursery, lambda: pair.ask(request, expect))

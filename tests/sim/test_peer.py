@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,60 +11,11 @@ from trio.testing import MockClock
 
 from omfs import wire
 from omfs.config import BULK_LANE_FROM_BYTES, IN_FLIGHT_MAX
-from omfs.errors import HelloRefused, Interrupted, NodeDown, OpenLost, OutcomeUnknown, RemoteFailure, WireError
+from omfs.errors import Interrupted, NodeDown, OpenLost, RemoteFailure, WireError
 from omfs.net.session import BULK_IN_FLIGHT_MAX_BYTES
-from tests.sim.line import HOLDER, RANDOM, Pair, local_node, look_up, make_directory, wait_until_blocked
+from tests.sim.line import RANDOM, Pair, attempt, connected_pair, look_up, make_directory, wait_until_blocked
 
 LOCK = wire.LockFile(open_id=7, operation=2, wait=True)
-
-
-class Attempt:
-    """A call in a task of its own, and what became of it."""
-
-    def __init__(self, nursery: trio.Nursery, call: Callable[[], Awaitable[Any]]) -> None:
-        self.result: Any = None
-        self.ended_s = 0.0
-        self.task: trio.lowlevel.Task | None = None
-        self._over = trio.Event()
-        nursery.start_soon(self._run, call)
-
-    async def _run(self, call: Callable[[], Awaitable[Any]]) -> None:
-        self.task = trio.lowlevel.current_task()
-        try:
-            self.result = await call()
-        except Exception as error:
-            self.result = error
-        self.ended_s = trio.current_time()
-        self._over.set()
-
-    @property
-    def is_over(self) -> bool:
-        return self._over.is_set()
-
-    async def wait(self) -> Any:
-        await self._over.wait()
-        return self.result
-
-
-@pytest.fixture
-async def pair(nursery: trio.Nursery) -> Pair:
-    pair = Pair(nursery)
-    await pair.start()
-    await pair.ask(look_up(b"first"))
-    pair.service.executed.clear()
-    return pair
-
-
-async def hard_pair(nursery: trio.Nursery) -> Pair:
-    pair = Pair(nursery, hard=True)
-    await pair.start()
-    await pair.ask(look_up(b"first"))
-    pair.service.executed.clear()
-    return pair
-
-
-def attempt(pair: Pair, request: wire.Message, expect: type[wire.Message] = wire.Done) -> Attempt:
-    return Attempt(pair.nursery, lambda: pair.ask(request, expect))
 
 
 # ---------------------------------------------------------------- answers
@@ -245,7 +195,7 @@ async def test_a_node_that_comes_within_timeo_is_waited_for(autojump_clock: Mock
 
 
 async def test_hard_calls_wait_until_the_node_is_back(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    pair = await hard_pair(nursery)
+    pair = await connected_pair(nursery, hard=True)
     pair.line.cut()
     calls = [attempt(pair, look_up(b"x"))]
     await trio.sleep(20)
@@ -304,7 +254,7 @@ async def test_other_calls_to_a_node_that_answers_go_on(autojump_clock: MockCloc
 async def test_a_killed_program_does_not_wait_for_a_node_that_is_away(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    pair = await hard_pair(nursery)
+    pair = await connected_pair(nursery, hard=True)
     pair.line.cut()
     killed, alive = attempt(pair, look_up(b"x")), attempt(pair, look_up(b"y"))
     await trio.sleep(40)
@@ -327,7 +277,7 @@ async def test_a_killed_program_does_not_wait_for_a_node_that_is_away(
 async def test_an_interrupted_lock_wait_is_cancelled_after_a_reconnect_too(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    pair = await hard_pair(nursery)
+    pair = await connected_pair(nursery, hard=True)
     lock = attempt(pair, LOCK)
     await wait_until_blocked()
     pair.line.cut()
@@ -342,7 +292,7 @@ async def test_an_interrupted_lock_wait_is_cancelled_after_a_reconnect_too(
 
 
 async def test_a_lock_wait_whose_caller_is_gone_is_cancelled(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    pair = await hard_pair(nursery)
+    pair = await connected_pair(nursery, hard=True)
     with trio.move_on_after(1):
         await pair.ask(LOCK)
     await wait_until_blocked()
@@ -362,7 +312,7 @@ async def test_a_lock_wait_whose_caller_is_gone_is_cancelled(autojump_clock: Moc
 
 
 async def test_interrupting_a_lock_that_was_never_sent(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    pair = await hard_pair(nursery)
+    pair = await connected_pair(nursery, hard=True)
     pair.line.cut()
     await trio.sleep(20)
     lock = attempt(pair, LOCK)
@@ -394,136 +344,3 @@ async def test_the_end_of_run_fails_what_is_under_way(autojump_clock: MockClock,
         await wait_until_blocked()
         inner.cancel_scope.cancel()
     assert isinstance(await call.wait(), NodeDown)
-
-
-# ---------------------------------------------------------------- reconnects and restarts
-
-
-async def test_what_was_under_way_is_sent_again(autojump_clock: MockClock, pair: Pair) -> None:
-    calls = [attempt(pair, look_up(b"slow-1")), attempt(pair, look_up(b"slow-2"))]
-    await wait_until_blocked()
-    pair.line.reset()
-    await wait_until_blocked()
-    pair.service.release.set()
-    assert [await one.wait() for one in calls] == [wire.Done()] * 2
-    assert len(pair.line.dialled) == 4
-    assert pair.peer.epoch == 0
-
-
-async def test_a_reply_lost_in_the_cut_is_replayed_not_executed_again(autojump_clock: MockClock, pair: Pair) -> None:
-    for transport in pair.line.transports:
-        transport.lose_replies()
-    call = attempt(pair, make_directory(b"once"))
-    await wait_until_blocked()
-    assert pair.names() == [b"once"]  # executed, and its reply is gone
-    pair.line.reset()
-    assert await call.wait() == wire.Done()
-    assert pair.names() == [b"once"]
-
-
-async def test_a_request_still_executing_at_the_reconnect_is_executed_once(
-    autojump_clock: MockClock, pair: Pair
-) -> None:
-    calls = [attempt(pair, make_directory(b"slow")), attempt(pair, LOCK)]
-    await wait_until_blocked()
-    pair.line.reset()
-    await trio.sleep(5)
-    assert sorted(pair.names()) == [b"", b"slow"]
-    pair.service.release.set()
-    assert await calls[0].wait() == wire.Done()  # over the new connection
-    assert sorted(pair.names()) == [b"", b"slow"]
-    assert not calls[1].is_over
-
-
-async def test_a_request_lost_on_its_way_is_executed_after_the_reconnect(autojump_clock: MockClock, pair: Pair) -> None:
-    pair.line.cut()
-    call = attempt(pair, make_directory(b"once"))
-    await trio.sleep(5)
-    pair.line.heal()
-    pair.line.reset()
-    assert await call.wait() == wire.Done()
-    assert pair.names() == [b"once"]
-
-
-async def test_a_long_write_that_is_cut_is_sent_again_whole(autojump_clock: MockClock, pair: Pair) -> None:
-    call = Attempt(
-        pair.nursery,
-        lambda: pair.ask(wire.WriteBlocks(open_id=7, offset=0), wire.BlocksWritten, RANDOM),
-    )
-    for _ in range(6):
-        await trio.lowlevel.checkpoint()
-    assert not call.is_over
-    pair.line.reset()
-    assert await call.wait() == wire.BlocksWritten(size_bytes=len(RANDOM))
-    assert pair.service.bulk_bytes == len(RANDOM)
-
-
-async def test_an_owner_that_restarted(autojump_clock: MockClock, pair: Pair) -> None:
-    once = attempt(pair, make_directory(b"slow"))
-    again = attempt(pair, look_up(b"slow"))
-    await wait_until_blocked()
-    await pair.restart_server()
-    await trio.sleep(2)
-    pair.service.release.set()
-    assert isinstance(await once.wait(), OutcomeUnknown)
-    assert await again.wait() == wire.Done()
-    assert pair.peer.epoch == 1
-    assert pair.names() == [b"slow", b"slow", b"slow"]
-    assert len(pair.service.ended) == 1
-
-
-async def test_what_was_not_sent_yet_outlives_a_restart(autojump_clock: MockClock, pair: Pair) -> None:
-    server, pair.line.server = pair.line.server, None
-    pair.line.reset()
-    await trio.sleep(0.5)
-    call = attempt(pair, make_directory(b"new"))
-    await wait_until_blocked()
-    pair.line.server = server
-    await pair.restart_server()
-    assert await call.wait() == wire.Done()
-    assert pair.peer.epoch == 1
-
-
-async def test_an_expired_session_is_a_new_epoch(autojump_clock: MockClock, pair: Pair) -> None:
-    pair.line.cut()
-    await trio.sleep(pair.settings.session_timeout_s + 20)
-    assert len(pair.service.ended) == 1
-    assert pair.server.sessions == {}
-    pair.line.heal()
-    await trio.sleep(7)
-    assert await pair.ask(look_up(b"x")) == wire.Done()
-    assert pair.peer.epoch == 1
-
-
-# ---------------------------------------------------------------- refusals
-
-
-async def test_a_refused_hello_is_told_once_and_ends_with_the_cause(
-    autojump_clock: MockClock, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
-) -> None:
-    pair = Pair(nursery)
-    pair.peer.local = local_node(HOLDER, map_digest=b"another")
-    await pair.start()
-    with pytest.raises(HelloRefused, match="the cluster maps of node 2 and node 1 differ") as caught:
-        await pair.ask(look_up(b"x"))
-    assert caught.value.errno == errno.EHOSTDOWN
-    await trio.sleep(30)
-    told = [record.message for record in caplog.records if record.name == "omfs.net.peer"]
-    assert len([line for line in told if "maps" in line]) == 1
-    assert "maps" in pair.peer.refusal
-    assert pair.server.sessions == {}
-
-    pair.peer.local = local_node(HOLDER)  # the map was corrected, and SIGHUP
-    await trio.sleep(2)
-    assert await pair.ask(look_up(b"x")) == wire.Done()
-    assert pair.peer.refusal == ""
-
-
-async def test_an_owner_of_another_number_is_refused_by_the_holder(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    pair = Pair(nursery)
-    pair.peer.node_id = 3
-    await pair.start()
-    with pytest.raises(HelloRefused, match="this is node 2, not node 3"):
-        await pair.ask(look_up(b"x"))

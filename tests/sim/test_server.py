@@ -1,4 +1,7 @@
-"""What the owner makes of strangers, of nodes that don't fit, and of requests that break the rules."""
+"""What the owner makes of strangers, of nodes that don't fit, and of requests that break the rules.
+
+Every test has a well-behaved holder too (the `pair`), which must not notice anything.
+"""
 
 from __future__ import annotations
 
@@ -51,16 +54,6 @@ class Client:
 
 def hello(lane: wire.Lane = wire.Lane.SMALL, key: bytes = KEY, node_id: int = HOLDER, **changes: Any) -> wire.Hello:
     return hello_to(local_node(node_id, **changes), OWNER, key, lane)
-
-
-@pytest.fixture
-async def pair(nursery: trio.Nursery) -> Pair:
-    """With a well-behaved holder, which must not notice anything of what a test does."""
-    pair = Pair(nursery)
-    await pair.start()
-    await pair.ask(look_up(b"x"))
-    pair.service.executed.clear()
-    return pair
 
 
 async def check_undisturbed(pair: Pair) -> None:

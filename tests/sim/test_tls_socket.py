@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -302,10 +303,10 @@ async def test_too_many_who_never_shake_hands(
     owner: Owner, friend: Peer, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "STRANGERS_MAX", 3)
-    strangers = [socket.create_connection(("127.0.0.1", owner.port)) for _ in range(4)]
-    assert "closed, 3 other connections have not said Hello yet" in await told.wait_line()
-    for sock in strangers:
-        sock.close()
+    with contextlib.ExitStack() as strangers:
+        for _ in range(4):
+            strangers.enter_context(socket.create_connection(("127.0.0.1", owner.port)))
+        assert "closed, 3 other connections have not said Hello yet" in await told.wait_line()
     await check_undisturbed(owner, friend)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import pytest
+
 from omfs import wire
 from omfs.config import Settings, Tree
 from omfs.errors import OmfsError
@@ -29,12 +31,9 @@ R = TypeVar("R", bound=wire.Message)
 @contextmanager
 def refused(number: int) -> Iterator[None]:
     """What is done inside must fail with this errno."""
-    try:
+    with pytest.raises((OSError, OmfsError)) as caught:
         yield
-    except (OSError, OmfsError) as error:
-        assert error.errno == number, error
-    else:
-        raise AssertionError(f"not refused with {os.strerror(number)}")
+    assert caught.value.errno == number, caught.value
 
 
 class FakeSession:

@@ -1,5 +1,7 @@
 """Attributes, access, file system figures, extended attributes and ACLs."""
 
+# ruff: noqa: ASYNC221, ASYNC240 - nothing else runs in these tests: the service answers in this thread
+
 from __future__ import annotations
 
 import errno
@@ -105,7 +107,7 @@ async def test_truncating(root: Asker, room: Path) -> None:
     with pytest.raises(OpenLost):
         await ann.change(created.handle, open_id=created.open_id + 1, size_bytes=5)
     for bad in (-1, 1 << 63):
-        with pytest.raises((OSError, OverflowError)):
+        with refused(errno.EINVAL):
             await ann.change(created.handle, open_id=created.open_id, size_bytes=bad)
     other = await root.create(here, "other")
     with refused(errno.EACCES):  # somebody else's open file helps nobody

@@ -1,5 +1,7 @@
 """Names: looking up, making, removing, renaming; with the rights of whoever asks."""
 
+# ruff: noqa: ASYNC240 - nothing else runs in these tests: the service answers in this thread
+
 from __future__ import annotations
 
 import errno

@@ -113,3 +113,9 @@ def test_everything_of_a_lab_is_below_its_directory(name: str, node: int) -> Non
     own = paths.node(node)
     for path in (paths.plan, paths.lock, paths.switch, paths.authority, own.disk, own.log, own.init, own.boot, own.etc):
         assert path.is_relative_to("/base/" + name)
+
+
+def test_port_names_fit_the_kernel_and_differ() -> None:
+    names = {topology.port_name(node) for node in range(1, topology.NODES_MAX + 1)}
+    assert len(names) == topology.NODES_MAX
+    assert max(len(name) for name in names) < 16  # IFNAMSIZ, with its NUL

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omfs.kernel.mounttable import MountLine, is_real_tree, parse_mountinfo
+from omfs.kernel.mounttable import MountLine, is_real_tree, is_within_reach, parse_mountinfo
 
 TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -48,10 +48,30 @@ def test_real_trees_are_shown(fstype: str) -> None:
     assert is_real_tree(os.fsencode(fstype))
 
 
-@pytest.mark.parametrize(
-    "fstype",
+HIDDEN = (
     "proc sysfs devtmpfs devpts cgroup cgroup2 debugfs tracefs securityfs bpf mqueue pstore configfs fusectl hugetlbfs "
-    "binfmt_misc autofs nsfs fuse.omfs fuse.sshfs fuse nfs4 cifs".split(),
+    "binfmt_misc autofs nsfs fuse.omfs fuse.sshfs fuse nfs4 cifs"
 )
+
+
+@pytest.mark.parametrize("fstype", HIDDEN.split())
 def test_what_is_no_tree_of_this_node_is_hidden(fstype: str) -> None:
     assert not is_real_tree(os.fsencode(fstype))
+
+
+def test_what_lies_in_a_hidden_mount_is_out_of_reach() -> None:
+    text = rb"""1 0 0:1 / / rw - ext4 x rw
+2 1 0:2 / /home rw - xfs x rw
+3 2 0:3 / /home/data rw - ext4 x rw
+4 1 0:4 / /dev rw - devtmpfs x rw
+5 4 0:5 / /dev/shm rw - tmpfs x rw
+6 1 0:6 / /mfs rw - fuse.omfs x rw
+7 6 0:1 / /mfs/1 rw - ext4 x rw
+8 7 0:2 / /mfs/1/home rw - xfs x rw
+9 1 0:7 / /boot rw - autofs x rw
+10 9 0:8 / /boot rw - vfat x rw
+11 10 0:9 / /boot/efi rw - vfat x rw
+"""
+    table = {line.mount_id: line for line in parse_mountinfo(text)}
+    real = [line for line in table.values() if is_real_tree(line.fstype)]
+    assert [line.mount_id for line in real if is_within_reach(line, table)] == [1, 2, 3, 10, 11]

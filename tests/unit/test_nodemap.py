@@ -271,3 +271,13 @@ def test_nonlocal_bind_makes_the_kernel_no_witness(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MapError, match=r"address = in omfs\.toml"):
         own_node(node_map)
     assert own_node(node_map, "127.0.0.1") == 1
+
+
+def test_local_addresses_does_not_take_another_fault_for_a_foreign_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(1, "no network for you")
+
+    monkeypatch.setattr(nodemap.socket, "socket", Broken)
+    with pytest.raises(PermissionError):
+        local_addresses(parse_map("1 10.0.0.1 1\n", "m"))

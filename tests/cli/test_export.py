@@ -1,0 +1,119 @@
+"""omfs-export: what it says when it can't serve, and that it serves, reports, and ends when told."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import trio
+
+from omfs.config import Settings
+from omfs.net import control
+
+pytestmark = pytest.mark.lab
+
+COMMAND = (sys.executable, "-m", "omfs.cli.export")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """omfs.toml of a one-node cluster on a free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (tmp_path / "map").write_text("1 127.0.0.1 1\n")
+    path = tmp_path / "omfs.toml"
+    path.write_text(
+        f'map = "{tmp_path}/map"\naddress = "127.0.0.1"\nport = {port}\nsec = "none"\n'
+        f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\nconfig_dir = "{tmp_path}/etc"\n'
+    )
+    return path
+
+
+def ask_status(config: Path) -> dict[str, object]:
+    return trio.run(control.ask, config.parent / "run" / "export.sock", "status")
+
+
+def end(pid: int) -> None:
+    """SIGTERM, and wait until it is gone."""
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        assert poll.poll(20_000), "omfs-export does not end"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("port = 1x", "omfs.toml:"),
+        ("nonsense = 1", "nonsense"),
+        ('sec = "none"\nsec = "none"', "omfs.toml:"),
+        ('[[trees]]\npath = "relative"', "absolute path"),
+        ('[[trees]]\npath = "/"\nhidden = true', "can not be hidden"),
+    ],
+)
+@pytest.mark.parametrize("words", [("--foreground",), ()])
+def test_a_wrong_setting_is_one_line(config: Path, change: str, complaint: str, words: tuple[str, ...]) -> None:
+    config.write_text(config.read_text() + change + "\n")
+    ended = run("--config", str(config), *words)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("omfs-export: ")]
+    assert complaint in line
+
+
+def test_a_missing_config_file_is_one_line(tmp_path: Path) -> None:
+    ended = run("--config", str(tmp_path / "nowhere.toml"))
+    assert ended.returncode == 1
+    assert (
+        ended.stderr
+        == f"omfs-export: {tmp_path}/nowhere.toml: no such file; give an existing omfs.toml or leave the option out\n"
+    )
+
+
+def test_unknown_words_are_refused() -> None:
+    assert run("--nonsense").returncode == 2
+    assert "--foreground" in run("--help").stdout
+    assert run("--foreground", "--settings-json", '{"port": "x"}').returncode == 1
+
+
+def test_it_serves_behind_until_told_to_end(config: Path) -> None:
+    ended = run("--config", str(config))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    status = ask_status(config)
+    assert status["node_id"] == 1
+    again = run("--config", str(config))
+    assert again.returncode == 1
+    assert "another omfs-export" in again.stderr
+    assert isinstance(status["pid"], int)
+    end(status["pid"])
+    with pytest.raises(control.NotRunning):
+        ask_status(config)
+
+
+def test_it_reports_to_the_mount(config: Path) -> None:
+    settings = tomllib.loads(config.read_text())
+    assert Settings(**settings)
+    receiving, sending = os.pipe()
+    words = ("--foreground", f"--report-fd={sending}", "--settings-json", json.dumps(settings))
+    process = subprocess.Popen([*COMMAND, *words], pass_fds=(sending,), stderr=subprocess.DEVNULL)
+    os.close(sending)
+    with open(receiving, "rb") as pipe:
+        assert pipe.read() == b"ready\n"
+    assert ask_status(config)["pid"] == process.pid
+    end(process.pid)
+    assert process.wait(20) == 0

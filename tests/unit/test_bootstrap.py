@@ -1,0 +1,91 @@
+"""tools/bootstrap.py: which packages are missing, which python3 will do, when the environment is made again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FILE = Path(__file__).parent.parent.parent / "tools" / "bootstrap.py"
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bootstrap", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def make_python(folder: Path, version: list[int], headers: bool = True, venv: bool = True) -> str:
+    path = folder / "python3"
+    facts = {"path": str(path), "version": version, "headers": headers, "venv": venv}
+    make_program(path, f"echo '{json.dumps(facts)}'")
+    return str(folder)
+
+
+def test_only_what_dpkg_calls_installed_counts(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_program(tmp_path / "dpkg-query", "echo 'gcc installed'; echo 'acl config-files'; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert bootstrap.missing_packages(("gcc", "acl", "attr")) == ["acl", "attr"]
+
+
+def test_the_first_python_that_can_do_it(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_program(tmp_path / "broken" / "python3", "exit 1")
+    folders = [
+        str(tmp_path / "broken"),
+        make_python(tmp_path / "old", [3, 9, 2]),
+        make_python(tmp_path / "bare", [3, 12, 1], headers=False),
+        make_python(tmp_path / "lean", [3, 12, 1], venv=False),
+        make_python(tmp_path / "good", [3, 12, 1]),
+        make_python(tmp_path / "newer", [3, 13, 0]),
+    ]
+    monkeypatch.setenv("PATH", ":".join(folders), prepend=":")
+    assert bootstrap.choose_python().path == str(tmp_path / "good" / "python3")
+    said = capsys.readouterr().out
+    for reason in ("is 3.9.2, older than 3.11", "has no header files", "has no venv module"):
+        assert reason in said
+
+
+def test_no_sudo_is_said_in_one_line(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_program(tmp_path / "dpkg-query", "exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 1000)
+    with pytest.raises(SystemExit):
+        bootstrap.install_packages(("acl",))
+    assert "run this as root, or install sudo" in capsys.readouterr().err
+
+
+def test_the_environment_is_made_again_when_the_lock_changes(bootstrap: ModuleType, tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("trio==1\n")
+    before = bootstrap.digest_of(lock)
+    assert bootstrap.digest_of(lock) == before
+    lock.write_text("trio==2\n")
+    assert bootstrap.digest_of(lock) != before
+
+
+def test_the_lock_pins_everything_that_is_asked_for() -> None:
+    lines = (FILE.parent.parent / "requirements.lock").read_text().splitlines()
+    pinned = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((FILE.parent.parent / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"], "setuptools>=68"]
+    assert [name for name in wanted if name.partition(">=")[0] not in pinned] == []

@@ -1,0 +1,123 @@
+"""The hook's parts: the kernel's layouts, the ELF tables of this machine, and one question per stat."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pyfuse3
+import pytest
+from pyfuse3 import EntryAttributes
+
+from omfs.mount import lowlevel_abi as abi
+from omfs.mount.justtold import WITHIN_S, JustTold
+from omfs.mount.lowlevel import Hook
+from omfs.mount.lowlevel_elf import LoadedObject, NotPatchable, loaded_object
+
+
+def request(opcode: int, body: bytes, node_id: int = 5) -> memoryview:
+    return memoryview(abi.IN_HEADER.pack(40 + len(body), opcode, 77, node_id, 1000, 100, 4242) + bytes(4) + body)
+
+
+def test_init_flags_are_ours_where_the_kernel_knows_them() -> None:
+    libfuse = 1 << 0 | abi.AUTO_INVAL_DATA | abi.SPLICE_READ | abi.INIT_EXT | abi.READDIRPLUS_AUTO
+    answer = bytearray(64)
+    struct.pack_into("<IIII", answer, 0, 7, 38, 4096, libfuse)
+    struct.pack_into("<I", answer, 20, 1 << 20)
+    offered = (1 << 64) - 1
+    flags = abi.adjust_init_reply(memoryview(answer), offered)
+    assert flags & abi.WANTED_FLAGS == abi.WANTED_FLAGS
+    assert not flags & abi.UNWANTED_FLAGS
+    assert flags & 1, "what libfuse set besides stays"
+    low, background, congestion, max_write = struct.unpack_from("<IHHI", answer, 12)
+    (high,) = struct.unpack_from("<I", answer, 32)
+    assert low | high << 32 == flags
+    assert (background, congestion, max_write) == (abi.MAX_BACKGROUND, abi.CONGESTION_THRESHOLD, 1 << 20)
+    assert high == abi.DIRECT_IO_ALLOW_MMAP >> 32
+
+
+def test_init_flags_of_an_old_kernel() -> None:
+    answer = bytearray(64)
+    struct.pack_into("<I", answer, 12, abi.AUTO_INVAL_DATA | 1)
+    offered = abi.init_offered(
+        request(abi.INIT, struct.pack("<IIIII", 7, 31, 0, abi.DONT_MASK | abi.FLOCK_LOCKS, 0xFFFF))
+    )
+    assert offered == abi.DONT_MASK | abi.FLOCK_LOCKS, "flags2 counts only with INIT_EXT"
+    assert abi.adjust_init_reply(memoryview(answer), offered) == abi.DONT_MASK | abi.FLOCK_LOCKS | 1
+    assert answer[32:36] == bytes(4)
+
+
+def test_requests_are_read_as_the_kernel_lays_them_out() -> None:
+    write = request(abi.WRITE, struct.pack("<QQIIQII", 3, 1 << 40, 5, abi.WRITE_FROM_CACHE, 9, 0o2001, 0) + b"hello")
+    assert abi.write_in(write) == (3, 1 << 40, 5, abi.WRITE_FROM_CACHE, 9, 0o2001)
+    assert bytes(write[abi.WRITE_HEADER_BYTES :]) == b"hello"
+    lock = request(abi.SETLKW, struct.pack("<QQQQIIII", 3, 9, 10, 2**63 - 1, 1, 4242, abi.LOCK_IS_FLOCK, 0))
+    assert abi.lock_in(lock) == (3, 9, 10, 2**63 - 1, 1, 4242, abi.LOCK_IS_FLOCK)
+    assert abi.fallocate_in(request(43, struct.pack("<QQQII", 3, 4, 5, 1, 0))) == (3, 4, 5, 1)
+    assert abi.lseek_in(request(46, struct.pack("<QQII", 3, 4, 3, 0))) == (3, 4, 3)
+    assert abi.copy_in(request(47, struct.pack("<QQQQQQQ", 1, 2, 3, 4, 5, 6, 0))) == (1, 2, 3, 4, 5, 6)
+    assert abi.interrupted_unique(request(abi.INTERRUPT, struct.pack("<Q", 12345))) == 12345
+    assert abi.setattr_valid(request(abi.SETATTR, struct.pack("<II", 0x180, 0))) == 0x180
+    assert abi.setxattr_flags(request(abi.SETXATTR, struct.pack("<II", 4, 2) + b"user.x\0abcd")) == 2
+    assert abi.flush_lock_owner(request(abi.FLUSH, struct.pack("<QIIQ", 3, 0, 0, 99))) == 99
+
+
+def test_replies_say_their_length() -> None:
+    for message in (abi.reply(7), abi.error_reply(7, 11), abi.write_reply(7, 5), abi.number_reply(7, 1 << 40)):
+        length, error, unique = struct.unpack_from("<IiQ", message)
+        assert (length, unique) == (len(message), 7)
+        assert error in (0, -11)
+    assert abi.lock_reply(7, 1, 2, 0, 3)[16:] == struct.pack("<QQII", 1, 2, 0, 3)
+
+
+def test_the_calls_to_redirect_are_found() -> None:
+    extension = LoadedObject(Path(str(pyfuse3.__file__)).resolve())
+    assert "fuse_session_receive_buf" in extension.slots
+    assert {"fuse_session_new", "fuse_session_new_versioned"} & set(extension.slots)
+    assert extension.versions["fuse_session_receive_buf"].startswith("FUSE_3")
+    assert "writev" in LoadedObject(loaded_object("libfuse3")).slots
+
+
+def test_what_cannot_be_patched_says_why(tmp_path: Path) -> None:
+    text = tmp_path / "text.so"
+    text.write_text("not ELF")
+    with pytest.raises(NotPatchable, match="not a 64-bit"):
+        LoadedObject(text)
+    with pytest.raises(NotPatchable, match="libnothing is not loaded"):
+        loaded_object("libnothing")
+    extension = LoadedObject(Path(str(pyfuse3.__file__)).resolve())
+    with pytest.raises(NotPatchable, match="does not call no_such_function"):
+        extension.redirect("no_such_function", 1)
+
+
+def test_where_the_hook_cannot_be_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omfs.mount.lowlevel.loaded_object", lambda name: Path("/etc/passwd"))
+    hook = Hook()
+    assert "/etc/passwd" in hook.install()
+    assert not hook.installed
+
+
+def entry(number: int) -> EntryAttributes:
+    made = EntryAttributes()
+    made.st_ino = number  # type: ignore[assignment]
+    return made
+
+
+def test_a_look_up_answers_one_getattr_of_the_same_thread() -> None:
+    now = 0.0
+    told = JustTold(lambda: now)
+    told.note(5, entry(100))
+    assert told.take(6, 100) is None
+    found = told.take(5, 100)
+    assert found is not None
+    assert found.st_ino == 100
+    assert told.take(5, 100) is None, "once"
+    told.note(5, entry(100))
+    assert told.take(5, 101) is None, "another object"
+    assert told.take(5, 100) is None, "a call in between"
+    told.note(5, entry(100))
+    now = WITHIN_S * 1.01
+    assert told.take(5, 100) is None, "too late"
+    for thread in range(5000):
+        told.note(thread, entry(1))
+    assert len(told._kept) < 2000
