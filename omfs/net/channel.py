@@ -11,6 +11,7 @@ every send and receive raises an OSError.  Called by net/peer.py and net/server.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import trio
@@ -38,6 +39,8 @@ class Channel:
         self.bytes_out = 0
         self.heard_s = trio.current_time()
         self.closed_because = ""
+        self.comes_soon: Callable[[int], bool] | None = None
+        """Waits a moment, blocking the process: whether this descriptor has the next frame (net/server.py)."""
         self._reader = FrameReader(STRANGER_META_MAX_BYTES, 0)
         self._drained = True  # nothing is known to wait in the transport
         self._busy = False  # a task owns the sending side
@@ -63,7 +66,7 @@ class Channel:
         transport = self.transport
         moved = 0
         while True:
-            if self._drained:
+            if self._drained and not (self.comes_soon is not None and self.comes_soon(transport.fileno())):
                 await transport.wait_readable()
             buffer = reader.buffer()
             size_bytes = transport.receive_now(buffer, reader.in_bulk)

@@ -10,9 +10,11 @@ server's nursery.  Built by daemon.py; export/service.py implements `Service`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import ssl
 from collections.abc import Coroutine, Iterable
@@ -36,6 +38,8 @@ HELLO_TIMEOUT_S: Final = 5.0  # for TLS and Hello together: a round trip or two
 STRANGERS_MAX: Final = 128  # connections that have not said Hello yet
 SESSIONS_PER_NODE_MAX: Final = 64  # mounts of one node, counting those that ended within the last minute
 SWEEP_INTERVAL_S: Final = 1.0
+_LINGER_S: Final = 0.0004  # from an answer to the same program's next request, within one network
+_FAIR_EVERY: Final = 32  # requests answered in a row before other tasks get their turn
 ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
 
 Answer: TypeAlias = tuple[wire.Message, Bulk]
@@ -84,6 +88,9 @@ class Server:
         self._bytes_out = 0
         self._strangers = 0
         self._nursery: trio.Nursery | None = None
+        self._poll: select.epoll | None = None  # all connections, while running
+        self._executing = 0  # requests that run beside the readers
+        self._in_a_row = 0
 
     @property
     def bytes_in(self) -> int:
@@ -101,12 +108,16 @@ class Server:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._poll = select.epoll()
                 nursery.start_soon(self._sweep)
                 for listener in listeners:
                     nursery.start_soon(self._accept, listener)
                 task_status.started()
         finally:
             self._nursery = None
+            if self._poll is not None:
+                self._poll.close()
+                self._poll = None
             for listener in listeners:
                 listener.close()
             for session in list(self.sessions.values()):
@@ -243,7 +254,25 @@ class Server:
 
     # ------------------------------------------------------------ requests
 
+    def _comes_soon(self, descriptor: int) -> bool:
+        """Wait a moment, here, for the holder's next request: it often makes several in a row, and that is quicker.
+
+        Only while nothing else runs; news on any other connection ends it, and every _FAIR_EVERY requests trio's other
+        tasks get their turn.
+        """
+        self._in_a_row += 1
+        if self._executing or self._poll is None or self._in_a_row >= _FAIR_EVERY:
+            self._in_a_row = 0
+            return False
+        events = self._poll.poll(_LINGER_S)
+        return len(events) == 1 and events[0][0] == descriptor
+
     async def _read(self, session: Session, lane: wire.Lane, channel: Channel) -> None:
+        descriptor = channel.transport.fileno()
+        if self._poll is not None and descriptor >= 0:
+            with contextlib.suppress(FileExistsError):  # a closed one leaves by itself
+                self._poll.register(descriptor, select.EPOLLIN)
+            channel.comes_soon = self._comes_soon
         while True:
             for frame_id, message, bulk in await channel.receive():
                 if frame_id & REPLY_BIT:
@@ -296,10 +325,12 @@ class Server:
     ) -> None:
         """Run *work* in the nursery.  Raises WireError when the session has too much under way."""
         assert self._nursery is not None
+        self._executing += 1
         cost_bytes = bulk_cost(request, bulk_bytes)
         try:
             scope = session.begin(request_id, cost_bytes)
         except WireError:
+            self._executing -= 1
             work.close()
             raise
         self._nursery.start_soon(self._execute, session, lane, request_id, request, cost_bytes, scope, work)
@@ -324,6 +355,7 @@ class Server:
                     reply = failure(error, request)
         finally:
             # No await between these two: a repeat finds the request executing, or its reply.
+            self._executing -= 1
             session.executed(request_id)
             if type(request) in wire.ONCE_ONLY:
                 session.remember(request_id, reply)
