@@ -15,7 +15,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from omfs.errors import StaleHandle
 
 ROOT_ID: Final = 1
-_FIRST_OBJECT_ID: Final = 1 << 20  # node directories use 2..65536
+FIRST_OBJECT_ID: Final = 1 << 20  # node directories use 2..65536
 
 
 class Owner(Protocol):
@@ -87,8 +87,8 @@ class InodeTable(Generic[OwnerT]):
     def _free_id(self, node_id: int, handle: bytes) -> int:
         digest = blake2b(handle, digest_size=8, salt=node_id.to_bytes(4, "little")).digest()
         number = int.from_bytes(digest, "little") >> 1
-        while number < _FIRST_OBJECT_ID or number in self._by_id:
-            number = (number + _FIRST_OBJECT_ID) & (2**63 - 1)
+        while number < FIRST_OBJECT_ID or number in self._by_id:
+            number = (number + FIRST_OBJECT_ID) & (2**63 - 1)
         return number
 
     def forget(self, number: int, lookups: int) -> None:

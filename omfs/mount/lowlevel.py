@@ -24,7 +24,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pyfuse3
 
@@ -33,9 +33,16 @@ from omfs.mount.lowlevel_elf import LoadedObject, NotPatchable, loaded_object
 
 log = logging.getLogger(__name__)
 
-Taker = Callable[["Hook", memoryview], Coroutine[Any, Any, None] | None]
-"""Answers a request that pyfuse3 does not know; it gets the whole request.  A coroutine is run by the worker that
-received the request, and the request stays intact until it ends."""
+
+class Passed:
+    """What a taker returns that leaves this request to pyfuse3."""
+
+
+PASSED: Final = Passed()
+Taken: TypeAlias = Coroutine[Any, Any, None] | Passed | None
+Taker: TypeAlias = Callable[["Hook", memoryview], Taken]
+"""Answers a request instead of pyfuse3; it gets the whole request.  A coroutine is run by the worker that received the
+request, and the request stays intact until it ends; None: it is answered."""
 
 _WRITE_BUF_INDEX: Final = 36  # in struct fuse_lowlevel_ops, which only grows at its end
 _VIEW_BYTES: Final = 16 << 20  # more than any request; only what was received is touched
@@ -152,7 +159,10 @@ class Hook:
             taker = takers.get(opcode)
             if taker is not None:
                 try:
-                    self.pending = taker(self, view[:received])
+                    taken = taker(self, view[:received])
+                    if isinstance(taken, Passed):
+                        return received
+                    self.pending = taken
                 except Exception:
                     log.exception("FUSE request %d could not be taken", opcode)
                     self.answer(abi.error_reply(self.unique, errno.EIO))

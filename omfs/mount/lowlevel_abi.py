@@ -1,8 +1,8 @@
 """The part of the FUSE kernel protocol that the hook reads and writes itself: opcodes, INIT flags, layouts.
 
 Pure constants and pure packing.  Source: include/uapi/linux/fuse.h of Linux 6.18 (protocol 7.45); the kernel keeps
-these layouts stable, unlike libfuse's own structs, and that is why the hook works on them.  Used by lowlevel.py,
-lockops.py and dataops.py.
+these layouts stable, unlike libfuse's own structs, and that is why the hook works on them.  Used by lowlevel.py
+and takenops.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+from omfs import wire
+
 # Opcodes.
+LOOKUP: Final = 1
+GETATTR: Final = 3
 SETATTR: Final = 4
 WRITE: Final = 16
 STATFS: Final = 17
@@ -93,6 +97,9 @@ _FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh, offset, length, mode
 _LSEEK_IN: Final = struct.Struct("<QQI")  # fh, offset, whence
 _COPY_IN: Final = struct.Struct("<QQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len
 _INTERRUPT_IN: Final = struct.Struct("<Q")
+_ATTR: Final = struct.Struct("<QQQqqqIIIIIIIIII")  # ino, size, blocks, 3 times s, 3 times ns, mode ... blksize, flags
+_ENTRY: Final = struct.Struct("<QQQQII")  # nodeid, generation, entry valid s, attr valid s, and their ns
+_ATTR_HEAD: Final = struct.Struct("<QII")  # attr valid s, ns, dummy
 
 
 class WriteIn(NamedTuple):
@@ -161,6 +168,11 @@ def interrupted_unique(request: memoryview) -> int:
     return int(_INTERRUPT_IN.unpack_from(request, IN_HEADER_BYTES)[0])
 
 
+def lookup_name(request: memoryview) -> bytes:
+    """Of a LOOKUP: the name, which ends with a NUL."""
+    return bytes(request[IN_HEADER_BYTES:-1])
+
+
 def setattr_valid(request: memoryview) -> int:
     """Of a SETATTR: the FATTR_ bits, with the *_NOW ones that pyfuse3 replaces by this node's clock."""
     return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
@@ -196,6 +208,27 @@ def number_reply(unique: int, number: int) -> bytes:
 
 def lock_reply(unique: int, start: int, end: int, kind: int, pid: int) -> bytes:
     return reply(unique, struct.pack("<QQII", start, end, kind, pid))
+
+
+def attributes(number: int, told: wire.Attributes) -> bytes:
+    """struct fuse_attr of the object with this FUSE node id."""
+    atime_s, atime_ns = divmod(told.atime_ns, 1_000_000_000)
+    mtime_s, mtime_ns = divmod(told.mtime_ns, 1_000_000_000)
+    ctime_s, ctime_ns = divmod(told.ctime_ns, 1_000_000_000)
+    return _ATTR.pack(
+        number, told.size_bytes, told.blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
+        told.mode, told.nlink, told.uid, told.gid, told.rdev, told.block_size_bytes, 0,
+    )  # fmt: skip
+
+
+def entry_reply(unique: int, number: int, attr: bytes) -> bytes:
+    """For LOOKUP (struct fuse_entry_out): valid for this answer only."""
+    return _OUT_HEADER.pack(16 + _ENTRY.size + len(attr), 0, unique) + _ENTRY.pack(number, 0, 0, 0, 0, 0) + attr
+
+
+def attr_reply(unique: int, attr: bytes) -> bytes:
+    """For GETATTR (struct fuse_attr_out): valid for this answer only."""
+    return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(0, 0, 0) + attr
 
 
 def init_offered(request: memoryview) -> int:

@@ -25,9 +25,6 @@ class AttributeOperations(FileOperations):
 
     @answering
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        told = self.just_told.take(ctx.pid, inode)
-        if told is not None:
-            return told
         if inode == ROOT_ID:
             return self.root_entry()
         if self.is_local(inode):

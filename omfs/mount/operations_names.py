@@ -17,7 +17,6 @@ from omfs import wire
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.mount.handlers import Foundation, answering
 from omfs.mount.inodes import ROOT_ID, directory_id
-from omfs.mount.justtold import JustTold
 from omfs.mount.remotefile import RemoteFile, open_directory
 
 _DOT_CURSOR: Final = (1 << 63) - 3  # no file system uses these as d_off: they are beyond ext4's largest hash
@@ -41,7 +40,6 @@ class NameOperations(Foundation):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.listings: dict[int, Listing] = {}
-        self.just_told = JustTold()
         self._next_listing = 1
 
     @answering
@@ -50,9 +48,7 @@ class NameOperations(Foundation):
             return self._look_up_node(name)
         node, parent = await self.place(parent_inode)
         found = await node.look_up(parent, name, self.callers.caller(ctx))
-        entry = self.entry(node, found.handle, found.attributes)
-        self.just_told.note(ctx.pid, entry)
-        return entry
+        return self.entry(node, found.handle, found.attributes)
 
     def _look_up_node(self, name: bytes) -> EntryAttributes:
         if name.isdigit() and not name.startswith(b"0"):
