@@ -192,6 +192,8 @@ class MountDaemon:
         self._nodes: dict[int, RemoteNode] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._export = ExportProcess(settings)
+        self._session_scope = trio.CancelScope(shield=True)
+        self._served = trio.Event()
 
     async def run(self) -> None:
         """Until the file system is unmounted, or SIGTERM."""
@@ -222,6 +224,8 @@ class MountDaemon:
                     if mount_at(place) is not None:  # we end first: nobody called umount
                         await trio.to_thread.run_sync(selfbind.undo, place)
                         utab.forget_mount(place)
+                    self._session_scope.cancel()
+                    await self._served.wait()  # nobody uses the session any more
                     session.close()
 
     async def _bind_self(self, session: Session) -> None:
@@ -235,9 +239,13 @@ class MountDaemon:
             raise ConfigError(f"{session.mountpoint}/{node_id}: can't bind the local tree: {error.strerror}") from None
 
     async def _serve(self, session: Session, stop: trio.CancelScope) -> None:
-        await session.run()
-        log.info("unmounted")
-        stop.cancel()
+        try:
+            with self._session_scope:  # outlives the others: taking the binds off looks names up in our own mount
+                await session.run()
+                log.info("unmounted")
+        finally:
+            self._served.set()
+            stop.cancel()
 
     # ------------------------------------------------------------ the map
 

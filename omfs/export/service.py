@@ -18,7 +18,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
 
@@ -124,6 +124,13 @@ class ExportService:
                 raise OpenLost("the session ended")
             holder = session.data = Holder(session, SessionFiles(self._ids), self._locks.begin_session())
         return HANDLERS[type(request)](self, holder, request, bulk)
+
+    def given_up(self, session: Session, reply: wire.Message) -> None:
+        """The holder will never learn of this reply: what it opened is closed."""
+        holder: Holder | None = session.data
+        if holder is not None and isinstance(reply, wire.FileOpened | wire.FileCreated):
+            with suppress(OpenLost):  # closed by then
+                holder.files.remove(reply.open_id).close()
 
     def session_ended(self, session: Session) -> None:
         """Close what it had open and release its locks."""

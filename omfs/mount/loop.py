@@ -22,9 +22,10 @@ from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wai
 
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.lowlevel import Hook
+from omfs.net import spin
 
 _FAIR_EVERY: Final = 32  # requests answered in a row before other tasks of the daemon get their turn
-_LINGER_S: Final = 0.0004  # a reply within one network; a task switch costs a quarter of it
+_LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a reply within one network comes sooner
 _LINGERS_IN_VAIN: Final = 4  # after so many in a row the node is far or busy ...
 _LINGER_AGAIN_AFTER: Final = 64  # ... and only one request of so many tries it
 _PAIRS_MAX: Final = 256
@@ -111,7 +112,7 @@ class Loop:
             self._in_vain = _LINGERS_IN_VAIN - 1
         if self._polled.get(id(descriptors)) is not descriptors:
             self._poll_also(descriptors)
-        events = self._poll.poll(_LINGER_S)
+        events = spin.poll(self._poll, _LINGER_S)
         if not events:
             self._in_vain += 1
         for descriptor, _ in events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,6 +18,8 @@ from omfs.config import BULK_LANE_FROM_BYTES, IN_FLIGHT_MAX
 from omfs.errors import OmfsError
 from omfs.net.frames import Buffer
 from omfs.net.session import BULK_IN_FLIGHT_MAX_BYTES, bulk_cost
+
+_OPENS: Final = frozenset({wire.OpenFile, wire.CreateFile, wire.OpenDirectory})
 
 
 class Call:
@@ -54,6 +56,13 @@ class Call:
         self.still_wanted: Callable[[], bool] | None = None  # set once its process was signalled
         self._asleep = False
 
+    @classmethod
+    def answered(cls, request: wire.Message, reply: wire.Message) -> Call:
+        """A call that was over before it needed to be one."""
+        call = cls(request, b"")
+        call.reply = reply
+        return call
+
     @property
     def is_open(self) -> bool:
         return self.reply is None and self.error is None
@@ -61,6 +70,11 @@ class Call:
     @property
     def is_lock_wait(self) -> bool:
         return isinstance(self.request, wire.LockFile | wire.LockRange) and self.request.wait
+
+    @property
+    def must_be_undone(self) -> bool:
+        """Whether the owner must hear of it when the caller leaves without the answer (CancelRequest)."""
+        return self.is_lock_wait or type(self.request) in _OPENS
 
     def answer(self, reply: wire.Message, bulk: Buffer) -> None:
         if self.reply is None and self.error is None:
@@ -102,6 +116,16 @@ class CallTable:
     def take_id(self) -> int:
         self.last_id += 1
         return self.last_id
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in flight and nothing waits."""
+        return not self.in_flight and not self._waiting
+
+    def adopt(self, call: Call) -> None:
+        """Count a call that was sent with the next id while nothing else was in flight."""
+        call.sent = True
+        self._let_in(call)
 
     def begin(self, call: Call) -> None:
         """Give the call an id if there is room; otherwise it gets one (and is woken) when there is."""

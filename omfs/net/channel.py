@@ -10,6 +10,7 @@ every send and receive raises an OSError.  Called by net/peer.py and net/server.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Final, TypeAlias
@@ -30,14 +31,15 @@ _ZEROS: Final = bytes(64 << 10)
 
 
 class Channel:
-    """Frames over a transport.  *bytes_in*, *bytes_out*: totals; *heard_s*: trio time of the last byte received."""
+    """Frames over a transport.  *bytes_in*, *bytes_out*: totals."""
 
     def __init__(self, transport: Transport) -> None:
         self.name = transport.name
         self.transport = transport
         self.bytes_in = 0
         self.bytes_out = 0
-        self.heard_s = trio.current_time()
+        self._heard_s = trio.current_time()
+        self._has_heard = False  # since _heard_s
         self.closed_because = ""
         self.comes_soon: Callable[[int], bool] | None = None
         """Waits a moment, blocking the process: whether this descriptor has the next frame (net/server.py)."""
@@ -45,6 +47,18 @@ class Channel:
         self._drained = True  # nothing is known to wait in the transport
         self._busy = False  # a task owns the sending side
         self._turn = trio.lowlevel.ParkingLot()
+
+    @property
+    def heard_s(self) -> float:
+        """Trio time by which the last byte had come; looked at every second or so, as a clock per frame costs time."""
+        if self._has_heard:
+            self._has_heard = False
+            self._heard_s = trio.current_time()
+        return self._heard_s
+
+    def assume_heard(self) -> None:
+        """Measure silence anew: it was this process that did not run."""
+        self._has_heard = True
 
     def admit(self, lane: wire.Lane) -> None:
         """The other side is known now: allow frames of full size for this lane."""
@@ -74,7 +88,7 @@ class Channel:
                 self._drained = True
                 continue
             self.bytes_in += size_bytes
-            self.heard_s = trio.current_time()
+            self._has_heard = True
             frames = reader.received(size_bytes)
             # Inside bulk data the next piece is probably there; otherwise asking again would mostly be in vain.
             self._drained = not reader.in_bulk and size_bytes < len(buffer)
@@ -98,7 +112,7 @@ class Channel:
             if not size_bytes:
                 break
             self.bytes_in += size_bytes
-            self.heard_s = trio.current_time()
+            self._has_heard = True
             frames += self._reader.received(size_bytes)
             if not self._reader.in_bulk and size_bytes < len(buffer):
                 break
@@ -106,6 +120,31 @@ class Channel:
         return frames
 
     # ------------------------------------------------------------ sending
+
+    def send_at_once(self, frame_id: int, message: wire.Message, bulk: Buffer = b"") -> bool:
+        """Send a small frame if nothing must be waited for: without a task switch, the usual case.
+
+        False: nothing was sent.  Raises OSError when the connection is lost, WireError when it is too large.
+        """
+        if self._busy or self.closed_because or len(bulk) > JOINED_MAX_BYTES:
+            return False
+        head = encode(frame_id, message, len(bulk))
+        if bulk:
+            head += bulk
+        try:
+            sent = self.transport.send_now(head)
+        except OSError as error:
+            self.close(str(error))
+            raise
+        self.bytes_out += len(head)
+        if sent < len(head):  # the rest follows in a task of its own, before anything else
+            self._busy = True
+            trio.lowlevel.spawn_system_task(self._finish_aside, head, sent)
+        return True
+
+    async def _finish_aside(self, head: bytearray, sent: int) -> None:
+        with contextlib.suppress(OSError):  # whoever receives on this connection notices too
+            await self._finish(head, sent, b"")
 
     async def request(self, request_id: int, request: wire.Message, bulk: Bulk = b"") -> None:
         """Send a request.  Raises OSError when the connection is lost, WireError when it is too large."""
@@ -118,24 +157,11 @@ class Channel:
     async def _send(self, frame_id: int, message: wire.Message, bulk: Bulk) -> None:
         if isinstance(bulk, FileSlice) and not self.transport.can_sendfile:
             bulk = os.pread(bulk.fd, bulk.size_bytes, bulk.offset)
-        head = encode(frame_id, message, len(bulk))
-        if isinstance(bulk, FileSlice) or len(bulk) > JOINED_MAX_BYTES:
+        if isinstance(bulk, FileSlice) or not self.send_at_once(frame_id, message, bulk):
+            head = encode(frame_id, message, len(bulk))
+            if not isinstance(bulk, FileSlice) and len(bulk) <= JOINED_MAX_BYTES:
+                head, bulk = head + bulk, b""
             await self._send_in_turn(head, bulk)
-            return
-        if bulk:
-            head += bulk
-        if self._busy or self.closed_because:
-            await self._send_in_turn(head, b"")
-            return
-        try:
-            sent = self.transport.send_now(head)
-        except OSError as error:
-            self.close(str(error))
-            raise
-        self.bytes_out += len(head)
-        if sent < len(head):
-            self._busy = True
-            await self._finish(head, sent, b"")
 
     async def _send_in_turn(self, head: bytearray, bulk: Bulk) -> None:
         kept = -1

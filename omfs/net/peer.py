@@ -15,13 +15,13 @@ import errno
 import logging
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from omfs import wire
-from omfs.config import Settings
+from omfs.config import BULK_LANE_FROM_BYTES, Settings
 from omfs.errors import (
     HelloRefused,
     Interrupted,
@@ -36,15 +36,13 @@ from omfs.net import transport
 from omfs.net.calls import Call, CallTable
 from omfs.net.channel import Channel
 from omfs.net.frames import REPLY_BIT, Buffer, Frame
-from omfs.net.hello import SESSION_KEY_BYTES, LocalNode, check_certificate, check_welcome, hello_to
-from omfs.net.tls import peer_node_id
+from omfs.net.hello import SESSION_KEY_BYTES, LocalNode
+from omfs.net.pair import Connector, Dial
+from omfs.net.session import bulk_cost
 
-CONNECT_TIMEOUT_S: Final = 5.0  # for one lane on one address: TCP, TLS and Hello
 MAY_NOT_BE_REPEATED: Final = wire.ONCE_ONLY - wire.REPEATABLE_AFTER_RESTART
 
 R = TypeVar("R", bound=wire.Message)
-Dial: TypeAlias = Callable[[str, int, ssl.SSLContext | None, float], Awaitable[transport.Transport]]
-"""(address, port, context, timeo_s) -> a connected transport; raises OSError."""
 Linger: TypeAlias = Callable[[tuple[int, int]], int]
 """Wait a moment, blocking the whole process, until one of these descriptors is readable, and return it; or return -1:
 there is other work.  The tuple is another object for each pair of connections."""
@@ -94,7 +92,7 @@ class Peer:
         self._channels: tuple[Channel, Channel] | None = None  # by lane
         self._descriptors = (-1, -1)  # theirs
         self._pings: dict[int, tuple[wire.Lane, float]] = {}  # unanswered: id -> lane, sent at
-        self._abandoned_locks: list[int] = []  # ids of lock waits nobody waits for any more: to be cancelled
+        self._abandoned: list[int] = []  # ids of lock waits and opens nobody waits for any more: to be cancelled
         self._heard_s = self._lost_s = 0.0  # last byte of, and end of, the last pair
         self._bytes_in = self._bytes_out = 0  # of earlier pairs
         self._nursery: trio.Nursery | None = None
@@ -148,22 +146,29 @@ class Peer:
         if self.state == "down" and not self.hard:
             raise self._why_down()
         self.requests += 1
-        call = Call(request, bulk)
-        self._calls.begin(call)
+        call: Call | None = None
+        if self.linger is not None and self._calls.is_idle and self._channels is not None:
+            answer = self._ask_at_once(self.linger, self._channels, request, bulk)
+            if isinstance(answer, tuple):
+                if type(answer[1]) is expect:
+                    return answer[1], answer[2]
+                raise self._why_not(Call.answered(request, answer[1]), expect)
+            call = answer
+        if call is None:
+            call = Call(request, bulk)
+            self._calls.begin(call)
         try:
             while not call.id and call.error is None:
                 await call.wait_woken()
             if self._channels is not None and call.error is None and not call.sent:
                 call.sent = True
                 await self._send(self._channels[call.lane], call)
-                if self.linger is not None:
-                    self._linger(self.linger, call)
             while call.reply is None and call.error is None:
                 await call.wait_woken()
         finally:
             self._calls.end(call)
-            if call.reply is None and call.sent and call.is_lock_wait:
-                self._abandon_lock(call)
+            if call.reply is None and call.sent and call.must_be_undone:
+                self._abandon(call)
         reply = call.reply
         if type(reply) is expect:
             return reply, call.reply_bulk
@@ -177,18 +182,37 @@ class Peer:
         except WireError as error:
             call.fail(error)  # too large: nothing was sent
 
-    def _linger(self, linger: Linger, call: Call) -> None:
-        """Take the reply here, in the calling task, if it comes at once; if not, the reader task will."""
-        channels, descriptors = self._channels, self._descriptors
-        while channels is not None and channels is self._channels and call.is_open:
-            ready = linger(descriptors)
-            if ready < 0:
-                return
-            try:
-                for frame in channels[descriptors.index(ready)].receive_now():
-                    self._take_reply(frame)
-            except (OSError, WireError) as error:
-                self._drop(str(error))
+    def _ask_at_once(
+        self, linger: Linger, channels: tuple[Channel, Channel], request: wire.Message, bulk: Buffer
+    ) -> Frame | Call | None:
+        """Ask and take the reply here, in the calling task, without a task switch: when nothing else is under way.
+
+        The reply; or the call, if that was sent but not answered at once (the reader task will take the reply);
+        or None, if nothing was sent.
+        """
+        channel = channels[wire.Lane.SMALL]
+        call_id = self._calls.last_id + 1
+        if bulk_cost(request, len(bulk)) >= BULK_LANE_FROM_BYTES:
+            return None
+        frames: list[Frame] = []
+        try:
+            if not channel.send_at_once(call_id, request, bulk):
+                return None
+        except OSError:
+            pass  # the reader notices too, and the call is sent again on the next pair
+        try:
+            if linger(self._descriptors) == self._descriptors[wire.Lane.SMALL]:
+                frames = channel.receive_now()
+                if len(frames) == 1 and frames[0][0] == call_id | REPLY_BIT:
+                    self._calls.last_id = call_id
+                    return frames[0]
+        except (OSError, WireError) as error:
+            self._drop(str(error))
+        call = Call(request, bulk)
+        self._calls.adopt(call)
+        for frame in frames:
+            self._take_reply(frame)
+        return call
 
     def _why_not(self, call: Call, expect: type[R]) -> OmfsError:
         """The exception of a call that did not end with what was expected."""
@@ -237,12 +261,12 @@ class Peer:
                 if call.still_wanted is not None and not call.still_wanted():
                     call.fail(Interrupted(f"killed while node {self.node_id} was away"))
 
-    def _abandon_lock(self, call: Call) -> None:
-        """Its caller was killed or cancelled: the lock must not be granted to nobody."""
+    def _abandon(self, call: Call) -> None:
+        """Its caller has left: a lock must not be granted, nor a file stay open, for nobody."""
         if self._channels is not None and self._nursery is not None:
             self._nursery.start_soon(self._send_aside, self._channels, _cancel(call.id))
         else:
-            self._abandoned_locks.append(call.id)
+            self._abandoned.append(call.id)
 
     async def _send_aside(self, channels: tuple[Channel, Channel], request: wire.Message) -> None:
         """Send a request whose answer nobody waits for."""
@@ -268,6 +292,7 @@ class Peer:
             self._nursery = None
             self._drop(_STOPPED)
             self.state = "down"
+            self.hard = False  # nobody will connect again: waiting would be for ever
             self._calls.fail_all(self._why_down)
 
     async def _wait_connected(self) -> tuple[Channel, Channel]:
@@ -298,58 +323,30 @@ class Peer:
             self._set_down()  # waiting would not help: somebody has to correct something
 
     async def _connect(self, address: str) -> tuple[Channel, Channel]:
-        small = await self._open_lane(address, wire.Lane.SMALL)
-        try:
-            return small, await self._open_lane(address, wire.Lane.BULK)
-        except BaseException:
-            small.close("the BULK lane could not be connected")
-            raise
-
-    async def _open_lane(self, address: str, lane: wire.Lane) -> Channel:
-        """Connect and say Hello.  Raises OSError, HelloRefused, WireError."""
-        timeout_s = min(self._settings.timeo_s, CONNECT_TIMEOUT_S)
-        with trio.move_on_after(timeout_s):
-            try:
-                channel = Channel(await self._dial(address, self.port, self.context, self._settings.timeo_s))
-            except ssl.SSLEOFError:
-                raise ConnectionResetError(_CLOSED) from None
-            except ssl.SSLError as error:
-                raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
-            try:
-                await self._say_hello(channel, lane)
-            except BaseException:
-                channel.close("Hello failed")
-                raise
-            return channel
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
-
-    async def _say_hello(self, channel: Channel, lane: wire.Lane) -> None:
-        certificate = channel.transport.certificate
-        check_certificate(None if certificate is None else peer_node_id(certificate), self.node_id)
-        hello = hello_to(self.local, self.node_id, self._session_key, lane)
-        hello_id = self._calls.take_id()
-        try:
-            await channel.request(hello_id, hello)
-            frames = await channel.receive()
-        except ssl.SSLError as error:
-            raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
-        except ConnectionError:
-            raise ConnectionResetError(_CLOSED) from None
-        if len(frames) != 1 or frames[0][0] != hello_id | REPLY_BIT:
-            raise WireError("did not answer our Hello")
-        welcomed = check_welcome(frames[0][1], self.node_id)
-        channel.admit(lane)
-        if lane is wire.Lane.SMALL:
-            if self._instance and not (welcomed.resumed and welcomed.instance == self._instance):
-                self._session_lost()
-            self._instance = welcomed.instance
-            self.software = welcomed.software
+        """Raises OSError, HelloRefused, WireError."""
+        connector = Connector(
+            self._dial,
+            self.port,
+            self.context,
+            self._settings.timeo_s,
+            self.local,
+            self.node_id,
+            self._session_key,
+            self._calls.take_id,
+        )
+        pair = await connector.connect(address)
+        welcomed = pair.welcomed
+        if self._instance and not (welcomed.resumed and welcomed.instance == self._instance):
+            self._session_lost()
+        self._instance = welcomed.instance
+        self.software = welcomed.software
+        return pair.channels
 
     def _session_lost(self) -> None:
         """The owner restarted, or gave us up: opens and locks are gone, and nobody knows what was executed."""
         log.warning("node %d lost our session (it restarted, or we were away too long)", self.node_id)
         self.epoch += 1
-        self._abandoned_locks.clear()
+        self._abandoned.clear()
         for call in self._calls.open_calls():
             if call.sent and type(call.request) in MAY_NOT_BE_REPEATED:
                 kind = type(call.request).__name__
@@ -362,10 +359,11 @@ class Peer:
         self._descriptors = (channels[0].transport.fileno(), channels[1].transport.fileno())
         self.state, self.refusal, self.fault = "up", "", ""
         log.info("node %d: connected to %s (%s)", self.node_id, self.address, self.software)
-        abandoned, self._abandoned_locks = self._abandoned_locks, []
+        abandoned, self._abandoned = self._abandoned, []
         again = self._calls.open_calls()
         for call in again:
             call.sent = True
+            call.bulk = bytes(call.bulk)  # its caller may be gone, and the buffer in use again, before it is sent
         async with trio.open_nursery() as nursery:
             for lane, channel in zip(wire.Lane, channels, strict=True):
                 nursery.start_soon(self._read, channel)
@@ -435,8 +433,10 @@ class Peer:
             now = trio.current_time()
             was_late = now - woken_s > tick_s + settings.ping_interval_s
             woken_s = now
-            if was_late:
-                continue  # we did not run ourselves: what the node sent may wait unread in our sockets
+            if was_late:  # we did not run ourselves: what the node sent may wait unread in our sockets
+                self._lost_s = max(self._lost_s, now - tick_s)
+                for channel in self._channels or ():
+                    channel.assume_heard()
             self._look_at_silence(now)
             self._look_at_signalled()
             if now - pinged_s >= settings.ping_interval_s:
@@ -480,16 +480,7 @@ class Peer:
 
 _PING: Final = wire.Ping()
 _STOPPED: Final = "this node's mount stops"
-_CLOSED: Final = "it closed the connection before it answered our Hello (is its sec= the same as ours?)"
 
 
 def _cancel(request_id: int) -> wire.CancelRequest:
     return wire.CancelRequest(request_id=request_id)
-
-
-def _tls_reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not one of this cluster: {error.verify_message}"
-    if error.reason and "ALERT" in error.reason:
-        return f"it refused our certificate ({error.reason.lower().replace('_', ' ')})"
-    return error.reason or str(error)

@@ -25,6 +25,7 @@ import trio
 from omfs import wire
 from omfs.config import Settings
 from omfs.errors import HelloRefused, OmfsError, OpenLost, WireError
+from omfs.net import spin
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
@@ -38,7 +39,7 @@ HELLO_TIMEOUT_S: Final = 5.0  # for TLS and Hello together: a round trip or two
 STRANGERS_MAX: Final = 128  # connections that have not said Hello yet
 SESSIONS_PER_NODE_MAX: Final = 64  # mounts of one node, counting those that ended within the last minute
 SWEEP_INTERVAL_S: Final = 1.0
-_LINGER_S: Final = 0.0004  # from an answer to the same program's next request, within one network
+_LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a program's next request comes sooner
 _FAIR_EVERY: Final = 32  # requests answered in a row before other tasks get their turn
 ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
 
@@ -52,6 +53,9 @@ class Service(Protocol):
 
     def answer(self, session: Session, request: wire.Request, bulk: Buffer) -> Answer | Coroutine[Any, Any, Answer]:
         """Answer at once, or with a coroutine when it may take long.  OSError and OmfsError become wire.Failed."""
+
+    def given_up(self, session: Session, reply: wire.Message) -> None:
+        """The holder will never take this reply to a request that was executed: close what it opened."""
 
     def session_ended(self, session: Session) -> None:
         """The holder is gone for good: close what it had open, release its locks."""
@@ -264,7 +268,7 @@ class Server:
         if self._executing or self._poll is None or self._in_a_row >= _FAIR_EVERY:
             self._in_a_row = 0
             return False
-        events = self._poll.poll(_LINGER_S)
+        events = spin.poll(self._poll, _LINGER_S)
         return len(events) == 1 and events[0][0] == descriptor
 
     async def _read(self, session: Session, lane: wire.Lane, channel: Channel) -> None:
@@ -294,7 +298,9 @@ class Server:
             await channel.reply(request_id, known)
             return
         if kind is wire.CancelRequest:
-            session.cancel(request.request_id)
+            executed = session.cancel(request.request_id)
+            if executed is not None:
+                self._service.given_up(session, executed)
             await channel.reply(request_id, _DONE)
             return
         if kind is wire.Hello:

@@ -136,10 +136,15 @@ class Session:
         """The reply is out: its bulk data are no longer held."""
         self._held_bytes -= cost_bytes
 
-    def cancel(self, request_id: int) -> None:
-        """Cancel a request that is being executed; its answer will be EINTR unless it is done by then."""
+    def cancel(self, request_id: int) -> wire.Message | None:
+        """Cancel a request that is being executed; its answer will be EINTR unless it is done by then.
+
+        Returns the reply if it was executed already and its reply is remembered: the holder gave it up.
+        """
         if scope := self._executing.get(request_id):
             scope.cancel()
+            return None
+        return self._replies.get(request_id)
 
     def cancel_all(self) -> None:
         for scope in self._executing.values():

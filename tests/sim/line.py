@@ -47,6 +47,7 @@ class FakeService:
     """
 
     def __init__(self) -> None:
+        self.undone: list[wire.Message] = []
         self.executed: list[wire.Message] = []
         self.ended: list[Session] = []
         self.cancelled = 0
@@ -69,6 +70,8 @@ class FakeService:
                 raise KeyError("a bug")
             case wire.LookUp(name=b"huge"):
                 return wire.XattrGot(value=bytes(2 << 20)), b""
+            case wire.OpenFile():
+                return wire.FileOpened(open_id=5), b""
             case wire.CloseFile():
                 return wire.Failed(errno=9, open_lost=True), b""
             case wire.ReadBlocks():
@@ -88,6 +91,9 @@ class FakeService:
         finally:
             self.cancelled += 1
         raise AssertionError("unreachable")
+
+    def given_up(self, session: Session, reply: wire.Message) -> None:
+        self.undone.append(reply)
 
     def session_ended(self, session: Session) -> None:
         self.ended.append(session)
