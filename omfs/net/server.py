@@ -316,7 +316,8 @@ class Server:
         if kind in wire.ONCE_ONLY:
             session.remember(request_id, reply)
         try:
-            await channel.reply(request_id, reply, reply_bulk)
+            if isinstance(reply_bulk, FileSlice) or not channel.send_at_once(request_id | REPLY_BIT, reply, reply_bulk):
+                await channel.reply(request_id, reply, reply_bulk)
         except WireError as error:
             await channel.reply(request_id, failure(error, request))
 
