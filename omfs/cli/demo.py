@@ -64,7 +64,7 @@ class Stage:
         prompt, *rest = script.splitlines()
         self.console.print(f"[bold green]node{node}#[/] {escape(prompt)}", *(escape(line) for line in rest), sep="\n")
         return subprocess.Popen(
-            [sys.executable, "-m", "omfs.cli.lab", "exec", "--name", NAME, str(node), "--", "bash", "-c", script],
+            [sys.executable, "-P", "-m", "omfs.cli.lab", "exec", "--name", NAME, str(node), "--", "bash", "-c", script],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"},
         )  # fmt: skip

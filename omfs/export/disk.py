@@ -29,6 +29,7 @@ from omfs.kernel.handles import HandleReader, mount_id_of, open_handle, prepare_
 NAME_MAX_BYTES: Final = 255
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_SUCH_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _PLACES_KEPT: Final = 1 << 14  # handles whose seal was checked; a few hundred bytes each
 
@@ -183,14 +184,23 @@ class Disk:
         return any(self._is_at(parent_fd, posixpath.dirname(path)) for path in paths)
 
     def _is_at(self, directory_fd: int, path: bytes) -> bool:
-        """Whether the open directory is what *path* (of the configuration) leads to now."""
+        """Whether the open directory is what *path* (of the configuration) leads to now, through whatever mount.
+
+        OSError when that can't be told: who does not know must not serve.
+        """
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_SUCH_PATH:
+                raise
             return False
         try:
-            return self._reader.read(fd) == self._reader.read(directory_fd)
-        except OSError:
+            # The handle first: fstat could ask a file system that is none of ours.
+            is_alike = self._reader.read(fd)[:2] == self._reader.read(directory_fd)[:2]
+            return is_alike and os.fstat(fd).st_dev == os.fstat(directory_fd).st_dev
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
             return False
         finally:
             os.close(fd)

@@ -2,7 +2,10 @@
 
 The cursors are the kernel's own (d_off), so a listing goes on where it stopped, also after the directory changed,
 and 100,000 names cost 100,000 steps.  A name that vanished meanwhile is left out, and so is what is hidden; on a mount
-point the mounted root is shown, as a look-up would.  Called by export/service.py.
+point the mounted root is shown, as a look-up would.
+
+Who may read a directory but not search it sees the names, as everywhere, and no more: such an entry has its type and
+inode number, and a handle that is none, only a number for the holder to know it by.  Called by export/service.py.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from omfs import wire
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import StaleHandle
 from omfs.export.disk import Disk, Place, attributes_of
-from omfs.kernel.credentials import ROOT
+from omfs.kernel.credentials import Identity
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
 
 CURSOR_MAX: Final = (1 << 63) - 1
@@ -60,9 +63,9 @@ class Listing:
 
 
 async def read_directory(
-    disk: Disk, listing: Listing, fd: int, place: Place, request: wire.ReadDirectory
+    disk: Disk, listing: Listing, fd: int, place: Place, identity: Identity, request: wire.ReadDirectory
 ) -> wire.DirectoryRead:
-    """The next entries behind the request's cursor; at least one unless *at_end*."""
+    """The next entries behind the request's cursor, as *identity* sees them; at least one unless *at_end*."""
     size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
     cursor = request.cursor
     while True:
@@ -72,7 +75,7 @@ async def read_directory(
             if start:
                 await trio.lowlevel.checkpoint()
             for raw in taken[start : start + AT_ONCE]:
-                entry = _describe(disk, fd, place, raw)
+                entry = _describe(disk, fd, place, identity, raw)
                 if entry is not None:
                     entries.append(entry)
         if entries or at_end:
@@ -80,17 +83,25 @@ async def read_directory(
         cursor = taken[-1].cursor
 
 
-def _describe(disk: Disk, fd: int, place: Place, raw: DirectoryEntry) -> wire.Entry | None:
+def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry) -> wire.Entry | None:
     if raw.kind in (DT_CHR, DT_BLK):
         return None
     try:
-        handle, status = disk.look_up(fd, place, raw.name, ROOT)
+        handle, status = disk.look_up(fd, place, raw.name, identity)
     except StaleHandle:
         return None  # a mount that went away meanwhile
     except OSError as error:
+        if error.errno == errno.EACCES:
+            return _name_only(place, raw)
         if error.errno not in _NOT_THERE:
             if error.errno in _OUR_TROUBLE:
                 raise
             log.warning("%s of %s is left out of a listing: %s", raw.name, place.mount.line.mountpoint, error.strerror)
         return None
     return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status))
+
+
+def _name_only(place: Place, raw: DirectoryEntry) -> wire.Entry:
+    attributes = wire.Attributes(raw.kind << 12, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, raw.inode)
+    # Shorter than any handle, so it is refused like a forged one.
+    return wire.Entry(raw.name, raw.cursor, place.mount.stable_id + raw.inode.to_bytes(8, "little"), attributes)

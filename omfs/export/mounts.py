@@ -1,7 +1,7 @@
 """The mounted file systems of this node: which belong to its tree, and a descriptor on each while it is used.
 
-A mount's id in handles is made of its mountpoint, type and file system id, so it survives a restart and a
-remount of the same thing, and something else mounted there makes the old handles stale.  Opening objects by
+A mount's id in handles is made of its mountpoint, type, file system id and the directory of it that is mounted, so it
+survives a restart and a remount of the same thing, and something else mounted there makes the old handles stale.  Opening objects by
 handle needs a descriptor on their mount; it is opened on demand and closed after a few idle seconds, since an
 administrator may want to unmount.
 
@@ -11,6 +11,7 @@ Called by export/disk.py in the trio thread; `drop_idle` by export/service.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -20,9 +21,10 @@ from typing import Final
 from omfs.errors import ConfigError, StaleHandle
 from omfs.export.handles import MOUNT_ID_BYTES
 from omfs.kernel.handles import HandleReader
-from omfs.kernel.mounttable import OMFS_TYPE, MountLine, is_real_tree, is_within_reach, parse_mountinfo
+from omfs.kernel.mounttable import OMFS_TYPE, MountLine, is_real_tree, parse_mountinfo, real_trees_within_reach
 
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+_OUR_TROUBLE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # tells nothing about the mount
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Mounts:
         self._open: dict[int, Mount] = {}  # by the kernel's mount id; those that were needed so far
         self._by_stable_id: dict[bytes, Mount] = {}
         self._refused: set[int] = set()  # mounts that were examined in vain since the table changed
+        self._within_reach: list[MountLine] | None = None  # found out when needed
         self._read_table()
 
     def close(self) -> None:
@@ -84,6 +87,7 @@ class Mounts:
                 del self._open[kernel_id]
         self._by_stable_id = {mount.stable_id: mount for mount in self._open.values()}
         self._refused.clear()
+        self._within_reach = None
         self.generation += 1
 
     def is_omfs(self, kernel_id: int) -> bool:
@@ -93,10 +97,10 @@ class Mounts:
 
     def by_kernel_id(self, kernel_id: int) -> Mount | None:
         """The mount that a walk came to, or None when it is not a tree to show."""
+        self.refresh()  # first: the kernel gives the ids of old mounts to new ones
         mount = self._open.get(kernel_id)
         if mount is not None:
             return mount
-        self.refresh()
         line = self._lines.get(kernel_id)
         if line is None or not is_real_tree(line.fstype):
             return None
@@ -107,9 +111,10 @@ class Mounts:
         mount = self._by_stable_id.get(stable_id)
         if mount is None:
             self.refresh()
-            for line in self._lines.values():
-                is_new = line.mount_id not in self._open
-                if is_new and is_real_tree(line.fstype) and is_within_reach(line, self._lines):
+            if self._within_reach is None:
+                self._within_reach = real_trees_within_reach(self._lines.values())
+            for line in self._within_reach:
+                if line.mount_id not in self._open:
                     self._examine(line)
             mount = self._by_stable_id.get(stable_id)
         if mount is None:
@@ -159,7 +164,7 @@ class Mounts:
             self._refused.add(line.mount_id)
             return None
         statvfs = os.fstatvfs(fd)
-        identity = b"\0".join((line.mountpoint, line.fstype, b"%d" % statvfs.f_fsid))
+        identity = b"\0".join((line.mountpoint, line.root, line.fstype, b"%d" % statvfs.f_fsid))
         mount = Mount(line, hashlib.blake2b(identity, digest_size=MOUNT_ID_BYTES).digest())
         mount.fd = fd
         self._open[line.mount_id] = self._by_stable_id[mount.stable_id] = mount
@@ -170,11 +175,16 @@ class Mounts:
         try:
             fd = os.open(line.mountpoint, _OPEN)
         except OSError as error:
+            if error.errno in _OUR_TROUBLE:
+                raise
             log.info("%s: not served: %s", os.fsdecode(line.mountpoint), error.strerror)
             return -1
         try:
             _, _, kernel_id = self._reader.read(fd)
         except OSError as error:
+            if error.errno in _OUR_TROUBLE:
+                os.close(fd)
+                raise
             log.info("%s: not served: %s has no file handles: %s", line.mountpoint, line.fstype, error.strerror)
             kernel_id = -1
         if kernel_id != line.mount_id:

@@ -28,6 +28,10 @@ _MODE_MAX: Final = 0o177777
 _MAKEABLE: Final = (0, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
 
 
+class HiddenDevice(FileNotFoundError):
+    """There is something of this name, but it is never shown."""
+
+
 class Umask:
     """The caller's umask for one creation: ``with Umask(mask), identity: ...``."""
 
@@ -132,8 +136,11 @@ def make_link(disk: Disk, request: wire.MakeLink, source_fd: int, source: Place)
         os.close(fd)
 
 
-def remove_name(disk: Disk, request: wire.RemoveName) -> int:
-    """unlink or rmdir.  A descriptor that holds the last reference to a big file, to be closed in a thread, or -1."""
+def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> int:
+    """unlink or rmdir.  BlockingIOError, and nothing is done, when that frees a big file, unless *slowly*.
+
+    Then the result is a descriptor that may hold the last reference to it, to be closed in a thread; otherwise -1.
+    """
     parent = disk.locate(request.parent)
     identity = parent.tree.identity_of(request.caller)
     name = request.name
@@ -147,15 +154,18 @@ def remove_name(disk: Disk, request: wire.RemoveName) -> int:
             return -1
         victim, _, _ = disk.find(fd, parent, name, identity)
         try:
-            if not is_shown(os.fstat(victim).st_mode):
+            status = os.fstat(victim)
+            if not is_shown(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            is_big = _frees_much(status)
+            if is_big and not slowly:
+                raise BlockingIOError(errno.EAGAIN, "takes long")
             with identity:
                 os.unlink(name, dir_fd=fd)
-            status = os.fstat(victim)
         except BaseException:
             os.close(victim)
             raise
-        if status.st_nlink == 0 and status.st_blocks * 512 > SLOW_REMOVAL_BYTES:
+        if is_big:
             return victim
         os.close(victim)
         return -1
@@ -163,8 +173,13 @@ def remove_name(disk: Disk, request: wire.RemoveName) -> int:
         os.close(fd)
 
 
-def rename_name(disk: Disk, request: wire.RenameName) -> None:
-    """renameat2 with flags 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+def _frees_much(status: os.stat_result) -> bool:
+    """Whether removing the last name of this is slow (directories are small)."""
+    return status.st_nlink == 1 and status.st_blocks * 512 > SLOW_REMOVAL_BYTES
+
+
+def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> int:
+    """renameat2 with flags 0, RENAME_NOREPLACE or RENAME_EXCHANGE.  *slowly* and the result as for `remove_name`."""
     if request.flags not in (0, objects.RENAME_NOREPLACE, objects.RENAME_EXCHANGE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     old = disk.locate(request.parent)
@@ -181,27 +196,58 @@ def rename_name(disk: Disk, request: wire.RenameName) -> None:
         if disk.is_guarded(old_fd, request.name) or disk.is_guarded(new_fd, request.new_name):
             raise OSError(errno.EBUSY, "an export tree")
         with identity:
-            _must_be_shown(old_fd, request.name)
-            objects.rename(old_fd, request.name, new_fd, request.new_name, request.flags)
+            os.close(_look_at(old_fd, request.name))
+            victim = _replaced(new_fd, request)
+        is_big = False
+        try:
+            if victim >= 0 and request.flags == 0:
+                is_big = _frees_much(os.fstat(victim))
+            if is_big and not slowly:
+                raise BlockingIOError(errno.EAGAIN, "takes long")
+            with identity:
+                objects.rename(old_fd, request.name, new_fd, request.new_name, request.flags)
+            if is_big:
+                victim, kept = -1, victim
+                return kept
+            return -1
+        finally:
+            if victim >= 0:
+                os.close(victim)
     finally:
         if new_fd != old_fd:
             os.close(new_fd)
         os.close(old_fd)
 
 
-def _must_be_shown(parent_fd: int, name: bytes) -> None:
-    """ENOENT for a device; EBUSY for a mount point, which must not be asked anything: it could be our own /mfs."""
+def _replaced(new_fd: int, request: wire.RenameName) -> int:
+    """A descriptor of what has the new name now, or -1.  A device that nobody sees is neither moved nor replaced."""
+    if request.flags == objects.RENAME_NOREPLACE:
+        return -1
+    try:
+        return _look_at(new_fd, request.new_name)
+    except FileNotFoundError as error:
+        if request.flags == objects.RENAME_EXCHANGE:
+            raise
+        if isinstance(error, HiddenDevice):
+            raise PermissionError(errno.EACCES, "a device has this name") from None
+        return -1
+
+
+def _look_at(parent_fd: int, name: bytes) -> int:
+    """An O_PATH descriptor of an object to be renamed.
+
+    ENOENT for a device; EBUSY for a mount point, which must not be asked anything: it could be our own /mfs.
+    """
     try:
         fd = walk.step(parent_fd, name)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from None
-    try:
-        if not is_shown(os.fstat(fd).st_mode):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    finally:
-        os.close(fd)
+    if is_shown(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise HiddenDevice(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def read_link(fd: int, place: Place) -> wire.LinkRead:

@@ -24,6 +24,7 @@ from omfs.export.handles import TREE_ID_BYTES
 from omfs.kernel.credentials import Identity
 
 _IDENTITIES_KEPT: Final = 4096
+_GROUPS_KEPT_MAX: Final = 256  # 65,536 would be allowed: 4096 of those take gigabytes
 
 
 class ExportTree:
@@ -45,6 +46,8 @@ class ExportTree:
 
         OSError EINVAL for impossible ids.
         """
+        if len(caller.groups) > _GROUPS_KEPT_MAX:
+            return self._make_identity(caller)
         identity = self._identities.get(caller)
         if identity is None:
             if len(self._identities) >= _IDENTITIES_KEPT:

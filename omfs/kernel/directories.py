@@ -26,6 +26,7 @@ class DirectoryEntry(NamedTuple):
     name: bytes
     cursor: int
     kind: int
+    inode: int
 
 
 def read_entries(fd: int) -> list[DirectoryEntry]:
@@ -49,9 +50,9 @@ def _parse(records: bytes) -> list[DirectoryEntry]:
     entries = []
     at = 0
     while at < len(records):
-        _, cursor, length, kind = _HEAD.unpack_from(records, at)
+        inode, cursor, length, kind = _HEAD.unpack_from(records, at)
         name = records[at + _HEAD.size : at + length].split(b"\0", 1)[0]
         if name not in (b".", b".."):
-            entries.append(DirectoryEntry(name, cursor, kind))
+            entries.append(DirectoryEntry(name, cursor, kind, inode))
         at += length
     return entries

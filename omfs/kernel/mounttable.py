@@ -7,7 +7,9 @@ serves: mounted on each node they mean the same everywhere, and a dead server mu
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 OMFS_TYPE: Final = b"fuse.omfs"
@@ -39,7 +41,7 @@ def parse_mountinfo(text: bytes) -> list[MountLine]:
 
     ValueError when a line is not in the format of proc(5).
     """
-    return [_parse_line(line) for line in text.splitlines() if line]
+    return [_parse_line(line) for line in text.split(b"\n") if line]  # not splitlines: the kernel escapes only \n
 
 
 def _parse_line(line: bytes) -> MountLine:
@@ -63,15 +65,30 @@ def is_real_tree(fstype: bytes) -> bool:
     return fstype not in _PSEUDO and fstype not in _SERVED_ELSEWHERE and not fstype.startswith(b"fuse.")
 
 
-def is_within_reach(line: MountLine, table: dict[int, MountLine]) -> bool:
-    """Whether a walk through real trees only can come to this mount.
+def real_trees_within_reach(lines: Iterable[MountLine]) -> list[MountLine]:
+    """The real trees that a walk through real trees only can come to.
 
-    What is mounted below /dev, /proc or an oMFS can't be reached, and opening its mountpoint would ask that file
-    system: our own /mfs, perhaps.  (A mount may lie on an automount point, at the same place.)
+    What is mounted below /dev, /proc or an oMFS can't be reached, nor what something was mounted over later, on its
+    mountpoint's way: opening such a mountpoint would ask another file system, our own /mfs, perhaps.  (A mount may
+    lie on an automount point, at the same place.)
     """
+    table = {line.mount_id: line for line in lines}
+    taken = {(line.parent_id, line.mountpoint) for line in table.values() if line.mount_id != line.parent_id}
+    return [line for line in table.values() if is_real_tree(line.fstype) and _is_within_reach(line, table, taken)]
+
+
+def _is_within_reach(line: MountLine, table: dict[int, MountLine], taken: set[tuple[int, bytes]]) -> bool:
     above = table.get(line.parent_id)
     while above is not None and above is not line:
         if not is_real_tree(above.fstype) and above.mountpoint != line.mountpoint:
             return False
+        if any((line.parent_id, path) in taken for path in _ancestors(line.mountpoint)):
+            return False  # on the same mount, over a directory on the way
         line, above = above, table.get(above.parent_id)
     return True
+
+
+def _ancestors(path: bytes) -> Iterable[bytes]:
+    while path != b"/":
+        path = posixpath.dirname(path)
+        yield path

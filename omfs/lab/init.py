@@ -63,7 +63,7 @@ def build(base: str, name: str, number: str, lock: str, report: str) -> None:
     os.set_inheritable(report_fd, True)
     os.execve(
         sys.executable,
-        [sys.executable, "-m", "omfs.lab.init", "supervise", str(report_fd), str(int(plan.mount))],
+        [sys.executable, "-P", "-m", "omfs.lab.init", "supervise", str(report_fd), str(int(plan.mount))],
         _ENVIRONMENT,
     )
 

@@ -35,7 +35,7 @@ def start_switch(paths: LabPaths, lock_fd: int) -> None:
     """Start the process that holds the lab's network namespace, with the bridge in it.  Raises LabError."""
     with paths.log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "omfs.lab.network", str(paths.base), paths.name, str(lock_fd)],
+            [sys.executable, "-P", "-m", "omfs.lab.network", str(paths.base), paths.name, str(lock_fd)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             pass_fds=(lock_fd,), start_new_session=True, cwd="/",
         )  # fmt: skip

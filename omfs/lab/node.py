@@ -75,7 +75,7 @@ def start(paths: LabPaths, node: int, lock_fd: int) -> Boot:
     try:
         with own.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "omfs.lab.init", "build",
+                [sys.executable, "-P", "-m", "omfs.lab.init", "build",
                  str(paths.base), paths.name, str(node), str(lock_fd), str(writer)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 pass_fds=(lock_fd, writer), start_new_session=True, cwd="/",
