@@ -128,6 +128,7 @@ def run_export(settings: Settings, report_ready: Callable[[], None], *, by_mount
 
 
 async def _export(settings: Settings, report_ready: Callable[[], None], by_mount: bool) -> None:
+    parent = os.getppid()
     standing = Standing(settings)
     service = ExportService(settings, standing.local.node_id)
     server = service.server = Server(standing.local, settings, service, standing.identity.server_context)
@@ -146,8 +147,11 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             "node_id": standing.local.node_id,
             "pid": os.getpid(),
             "by_mount": by_mount,
+            "orphan": by_mount and os.getppid() != parent,  # the mount that started it is gone
             "software": SOFTWARE,
             "dfsa": settings.dfsa,
+            "sec": settings.sec,
+            "map": settings.map,
             "port": settings.port,
             "uptime_s": round(time.monotonic() - begun_s, 3),
             "reloads": standing.reloads,

@@ -2,8 +2,7 @@
 
 A frame is a 16-byte header, a msgpack body (a struct below) and bulk data beside it (net/frames.py).  Requests are
 verb+noun, replies past tense; units are in the names; names are bytes without "/" (the owner checks); a handle is
-opaque to all but its owner.  Unknown fields and types are refused.  A change here changes PROTOCOL_VERSION and the
-golden bytes in tests/unit/test_wire.py.
+opaque to all but its owner.  Unknown fields and types are refused.  Changes change PROTOCOL_VERSION and test_wire.py.
 """
 
 from __future__ import annotations
@@ -223,12 +222,13 @@ class RemoveXattr(Message, frozen=True, tag=True):
 
 
 class OpenFile(Message, frozen=True, tag=True):
-    """*flags* as open(2), without O_CREAT and O_EXCL.  *reclaim*: it was open before the owner restarted."""
+    """*flags* as open(2).  *reclaim*: it was open before the owner restarted.  *execute*: to run it, needs x, not r."""
 
     handle: bytes
     flags: int
     caller: Caller
     reclaim: bool = False
+    execute: bool = False
 
 
 class CreateFile(Message, frozen=True, tag=True):
@@ -249,16 +249,18 @@ class ReadBlocks(Message, frozen=True, tag=True):
 
 
 class WriteBlocks(Message, frozen=True, tag=True):
-    """Bulk data beside, written at *offset* whatever the open flags say (append is AppendBlocks)."""
+    """Bulk data beside, written at *offset*.  *kill_set_id*: the writer may not keep the file's set-id bits."""
 
     open_id: int
     offset: int
+    kill_set_id: bool = False
 
 
 class AppendBlocks(Message, frozen=True, tag=True):
-    """Bulk data beside: write at the end of the file, as one record."""
+    """Bulk data beside: written at the end of the file, as one record."""
 
     open_id: int
+    kill_set_id: bool = False
 
 
 class CloseFile(Message, frozen=True, tag=True):

@@ -5,7 +5,7 @@ much of this thread's time as copying it (measured: 90 us), and more than double
 the disk goes to worker threads.  A read knows beforehand where the file system has RWF_NOWAIT; otherwise (overlay,
 tmpfs, and all writes, which the kernel may throttle) the last ones tell: after a slow transfer the file's next ones
 take a thread, until a good many in a row were fast.  Writes run under the identity that opened the file, so that
-quotas, reserved blocks and the clearing of set-id bits are the kernel's own.  On a plain connection large reads are
+quotas and reserved blocks are the kernel's own.  On a plain connection large reads are
 FileSlices.
 
 Invariant: a read shorter than asked for means the end of the file.  Called by export/service.py.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
@@ -54,7 +55,16 @@ class Blocks:
     async def in_thread(self, opened: Opened, call: Callable[..., T], *args: Any) -> T:
         """Run *call* with its arguments in a worker thread; the descriptor stays open meanwhile."""
         with opened:
-            return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+            return await self.run(call, *args)
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """The same without an open id: *args* must stay valid until it returns."""
+        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+    async def close(self, fd: int) -> None:
+        """Give up the last reference to a big file: freeing its blocks takes the disk a while.  Not cancellable."""
+        with trio.CancelScope(shield=True):
+            await self.run(os.close, fd)
 
     # ------------------------------------------------------------ reading
 
@@ -68,7 +78,7 @@ class Blocks:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if size_bytes >= BULK_LANE_FROM_BYTES and can_sendfile and opened.is_readable:
             here = max(0, min(size_bytes, os.fstat(opened.fd).st_size - offset))
-            if here >= BULK_LANE_FROM_BYTES and _is_cached(opened, offset + here - 1):
+            if here >= BULK_LANE_FROM_BYTES and _is_cached(opened, offset, here):
                 return _BLOCKS_READ, FileSlice(opened.fd, offset, here)
         if size_bytes <= INLINE_MAX_BYTES:
             data = _read_at_once(opened, offset, size_bytes)
@@ -93,6 +103,8 @@ class Blocks:
         opened.place.must_be_writable()
         if not 0 <= request.offset <= OFFSET_MAX - len(bulk):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if request.kill_set_id and opened.is_writable:
+            _kill_set_id(opened.fd)
         if _takes_long(opened, bulk):
             return self._write_in_thread(opened, _write, bulk, request.offset)
         return wire.BlocksWritten(_write(opened, bulk, request.offset)), b""
@@ -101,6 +113,8 @@ class Blocks:
         """Write behind whatever is the end now, as one record: the kernel holds the inode's lock meanwhile."""
         opened = files.get(request.open_id)
         opened.place.must_be_writable()
+        if request.kill_set_id and opened.is_writable:
+            _kill_set_id(opened.fd)
         if _takes_long(opened, bulk):
             return self._write_in_thread(opened, _append, bulk)
         return wire.BlocksWritten(_append(opened, bulk)), b""
@@ -170,19 +184,26 @@ def _read_at_once(opened: Opened, offset: int, size_bytes: int) -> Buffer | None
     return _read_timed(opened, offset, size_bytes)
 
 
-def _is_cached(opened: Opened, offset: int) -> bool:
-    """Whether this byte can be read without waiting, as far as the file system tells."""
-    if not opened.place.mount.has_nowait:
+def _is_cached(opened: Opened, offset: int, size_bytes: int) -> bool:
+    """Whether all of this can be read without waiting, judged by its two ends and its middle; False if unknown."""
+    mount = opened.place.mount
+    if mount.line.fstype == b"tmpfs":
         return True
+    if not mount.has_nowait:
+        return False
+    byte = bytearray(1)
     try:
-        return os.preadv(opened.fd, (bytearray(1),), offset, os.RWF_NOWAIT) == 1
+        return all(
+            os.preadv(opened.fd, (byte,), at, os.RWF_NOWAIT) == 1
+            for at in (offset + size_bytes - 1, offset, offset + size_bytes // 2)
+        )
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-        opened.place.mount.has_nowait = False
-        return True
+        mount.has_nowait = False
+        return False
 
 
 def _read_timed(opened: Opened, offset: int, size_bytes: int) -> bytes:
@@ -217,6 +238,15 @@ def _read_fully(fd: int, offset: int, size_bytes: int) -> bytes:
 def _takes_long(opened: Opened, bulk: Buffer) -> bool:
     is_synchronous = opened.flags & (os.O_SYNC | os.O_DSYNC)
     return bool(len(bulk) > INLINE_MAX_BYTES or opened.suspects or is_synchronous)
+
+
+def _kill_set_id(fd: int) -> None:
+    """Take the set-id bits off, as the kernel does before a write (setattr_should_drop_suidgid), also where root
+    opened the file: whoever writes need not be who opened it."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    drop = mode & stat.S_ISUID | (mode & stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    if drop:
+        os.fchmod(fd, mode & ~drop)
 
 
 def _write(opened: Opened, bulk: Buffer, offset: int) -> int:

@@ -3,7 +3,7 @@
 An object is opened for I/O under the caller's identity, through /proc/self/fd (or straight by handle for root), and
 only regular files and directories ever are: the sealed handle tells the type beforehand, so no device is opened
 and no FIFO waited for.  `Opened` counts the threads that use its descriptor; it is closed when the last has left,
-so that a number never means another file meanwhile.
+so that a number never means another file meanwhile.  A `Share` keeps one node from taking all that there is.
 
 Reading and writing is blocks.py, listing listings.py, locking locks.py.  Called by export/service.py.
 """
@@ -14,15 +14,19 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from typing import Final
+
+import trio
 
 from omfs import wire
 from omfs.errors import OpenLost
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.listings import Listing
-from omfs.export.names import Umask, must_be_makeable
+from omfs.export.metadata import SLOW_TRUNCATION_BYTES
+from omfs.export.names import SLOW_REMOVAL_BYTES, Umask, must_be_makeable
 from omfs.kernel import objects, walk
-from omfs.kernel.credentials import Identity
+from omfs.kernel.credentials import ROOT, Identity
 
 CREATE_ATTEMPTS: Final = 16  # a name that others make and remove all the time; the kernel too gives up
 
@@ -67,9 +71,14 @@ class Opened:
 
     def close(self) -> None:
         """Close as soon as nobody uses it."""
+        fd = self.give_up()
+        if fd >= 0:
+            os.close(fd)
+
+    def give_up(self) -> int:
+        """No new users from now on: the descriptor, which the caller must close, or -1 if its last user will."""
         self._closing = True
-        if not self._users:
-            os.close(self.fd)
+        return -1 if self._users else self.fd
 
 
 class OpenIds:
@@ -83,10 +92,41 @@ class OpenIds:
         return self._last
 
 
+class Share:
+    """What one node may have of this owner, over all its sessions: descriptors, and threads that wait for locks."""
+
+    def __init__(self, descriptors_max: int, waiters_max: int) -> None:
+        self._descriptors_left = descriptors_max
+        self._waiters_left = waiters_max
+
+    def check(self) -> None:
+        """ENFILE when no descriptor is left."""
+        if self._descriptors_left <= 0:
+            raise OSError(errno.ENFILE, "this node has too many files open or locked here")
+
+    def take(self) -> None:
+        """One descriptor.  ENFILE."""
+        self.check()
+        self._descriptors_left -= 1
+
+    def give_back(self) -> None:
+        self._descriptors_left += 1
+
+    def __enter__(self) -> None:
+        """Wait for a lock inside.  ENOLCK when too many do."""
+        if self._waiters_left <= 0:
+            raise OSError(errno.ENOLCK, "too many programs of this node wait for locks here")
+        self._waiters_left -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._waiters_left += 1
+
+
 class SessionFiles:
     """Everything that one session has open."""
 
-    def __init__(self, ids: OpenIds) -> None:
+    def __init__(self, ids: OpenIds, share: Share) -> None:
+        self.share = share
         self._ids = ids
         self._opens: dict[int, Opened] = {}
         self._by_handle: dict[bytes, list[Opened]] = {}
@@ -96,10 +136,14 @@ class SessionFiles:
         return len(self._opens)
 
     def add(self, opened: Opened) -> int:
-        """Its new open id.  EBADF, closing it, when the session ended meanwhile."""
-        if self._ended:
+        """Its new open id.  EBADF when the session ended meanwhile, ENFILE beyond the node's share: it is closed."""
+        try:
+            if self._ended:
+                raise OSError(errno.EBADF, "the session ended")
+            self.share.take()
+        except OSError:
             opened.close()
-            raise OSError(errno.EBADF, "the session ended")
+            raise
         open_id = self._ids.next()
         self._opens[open_id] = opened
         self._by_handle.setdefault(opened.place.handle, []).append(opened)
@@ -119,10 +163,15 @@ class SessionFiles:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return opened, opened.listing
 
+    def known(self, open_ids: tuple[int, ...]) -> dict[int, Opened]:
+        """Those of the ids that are open."""
+        return {open_id: self._opens[open_id] for open_id in open_ids if open_id in self._opens}
+
     def remove(self, open_id: int) -> Opened:
         """Forget the id; the caller closes.  OpenLost as for `get`."""
         opened = self.get(open_id)
         del self._opens[open_id]
+        self.share.give_back()
         others = self._by_handle[opened.place.handle]
         others.remove(opened)
         if not others:
@@ -134,12 +183,19 @@ class SessionFiles:
         return handle in self._by_handle
 
     def close_all(self) -> None:
-        """The session ended."""
+        """The session ended.  What takes long to close, a thread closes."""
         self._ended = True
+        slow: list[int] = []
         for opened in self._opens.values():
-            opened.close()
+            self.share.give_back()
+            if not holds_big_orphan(opened):
+                opened.close()
+            elif (fd := opened.give_up()) >= 0:
+                slow.append(fd)
         self._opens.clear()
         self._by_handle.clear()
+        if slow:
+            trio.lowlevel.start_thread_soon(lambda: _close_each(slow), lambda _: None)
 
     def open_object(self, disk: Disk, place: Place) -> int:
         """A descriptor of the object, to be closed by the caller: also of a file without a name that is open here.
@@ -153,6 +209,11 @@ class SessionFiles:
             if error.errno != errno.ESTALE or not opens:
                 raise
             return os.dup(opens[0].fd)
+
+
+def _close_each(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 # ---------------------------------------------------------------- opening
@@ -171,30 +232,81 @@ def checked_flags(place: Place, flags: int) -> int:
 
 
 def open_file(disk: Disk, files: SessionFiles, request: wire.OpenFile) -> wire.FileOpened:
-    """OpenFile.  BlockingIOError when a native program's kernel lease must be broken first (`wait_for_lease`).
+    """OpenFile.  BlockingIOError when that takes long: a native program's kernel lease must be broken first, or a big
+    file is cut off; then `open_slowly`.
 
     A reclaimed open (the owner restarted) was granted before: its owner gets it back even if the mode now forbids it
     (files are made with mode 0444 and written, as git does), and nothing is truncated twice.
     """
+    files.share.check()
     place = disk.locate(request.handle)
     flags = checked_flags(place, request.flags)
     identity = place.tree.identity_of(request.caller)
+    if request.execute:
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        path_fd = files.open_object(disk, place)
+        try:
+            identity = who_opens_to_execute(path_fd, identity)
+        finally:
+            os.close(path_fd)
     if request.reclaim:
         flags &= ~os.O_TRUNC
     how = flags | _ADDED_FLAGS | os.O_NONBLOCK
+    if flags & os.O_TRUNC:
+        _must_be_quick(disk, files, place)
     try:
-        fd = _open_for(disk, files, place, how, identity)
+        fd = perhaps_appending(lambda flags: _open_for(disk, files, place, flags, identity), how, request.flags)
     except PermissionError:
         if not request.reclaim:
             raise
-        fd = _reclaim_for_owner(disk, files, place, how, identity)
+        fd = _reclaim_for_owner(disk, files, place, how, identity, request.flags)
     return wire.FileOpened(files.add(Opened(fd, flags, place, identity)))
 
 
-def wait_for_lease(fd: int, flags: int, place: Place, identity: Identity) -> Opened:
-    """Open the object of *fd* with *flags* (as `checked_flags` returned them), however long that takes: in a thread."""
+def who_opens_to_execute(fd: int, identity: Identity) -> Identity:
+    """This daemon, if *identity* may execute the object of *fd*: a program need not be readable.  EACCES."""
     with identity:
-        return Opened(objects.reopen(fd, flags | os.O_CLOEXEC), flags, place, identity)
+        objects.check_access(fd, os.X_OK)
+    return ROOT
+
+
+def open_slowly(fd: int, asked: int, place: Place, identity: Identity, wait: bool) -> Opened:
+    """Open the object of *fd* with the flags *asked* for, in a thread: a truncation may take long.
+
+    Unless *wait*, BlockingIOError when a native program's kernel lease is in the way.
+    """
+    flags = checked_flags(place, asked)
+    how = flags | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK)
+    with identity:
+        return Opened(perhaps_appending(lambda how: objects.reopen(fd, how), how, asked), flags, place, identity)
+
+
+def perhaps_appending(open_with: Callable[[int], int], flags: int, asked: int) -> int:
+    """Open with *flags*; once more with O_APPEND where the kernel insists on it (chattr +a) and it was *asked* for.
+
+    Otherwise the descriptor is without: what is an append is told by each request.
+    """
+    try:
+        return open_with(flags)
+    except PermissionError as error:
+        if error.errno != errno.EPERM or not asked & os.O_APPEND:
+            raise
+        return open_with(flags | os.O_APPEND)
+
+
+def _must_be_quick(disk: Disk, files: SessionFiles, place: Place) -> None:
+    """BlockingIOError when cutting the file off frees much."""
+    fd = files.open_object(disk, place)
+    try:
+        _check_truncation(fd)
+    finally:
+        os.close(fd)
+
+
+def _check_truncation(fd: int) -> None:
+    if os.fstat(fd).st_size > SLOW_TRUNCATION_BYTES:
+        raise BlockingIOError(errno.EAGAIN, "takes long")
 
 
 def _open_for(disk: Disk, files: SessionFiles, place: Place, flags: int, identity: Identity) -> int:
@@ -212,18 +324,21 @@ def _open_for(disk: Disk, files: SessionFiles, place: Place, flags: int, identit
         os.close(path_fd)
 
 
-def _reclaim_for_owner(disk: Disk, files: SessionFiles, place: Place, flags: int, identity: Identity) -> int:
+def _reclaim_for_owner(
+    disk: Disk, files: SessionFiles, place: Place, flags: int, identity: Identity, asked: int
+) -> int:
     path_fd = files.open_object(disk, place)
     try:
         if os.fstat(path_fd).st_uid != identity.uid:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return objects.reopen(path_fd, flags & ~os.O_NOFOLLOW)
+        return perhaps_appending(lambda flags: objects.reopen(path_fd, flags), flags & ~os.O_NOFOLLOW, asked)
     finally:
         os.close(path_fd)
 
 
 def open_directory(disk: Disk, files: SessionFiles, request: wire.OpenDirectory) -> wire.FileOpened:
     """OpenDirectory."""
+    files.share.check()
     place = disk.locate(request.handle)
     if not place.is_directory:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -241,7 +356,9 @@ def create_file(disk: Disk, files: SessionFiles, request: wire.CreateFile) -> wi
 
     A symlink at the end is not followed (ELOOP; the calling node's kernel follows links itself), and nothing but a
     regular file is opened.  O_EXCL comes first, since the calling kernel creates what it has just not found.
+    BlockingIOError as for `open_file`.
     """
+    files.share.check()
     check_name(request.name)
     parent = disk.locate(request.parent)
     parent.must_be_writable()
@@ -297,15 +414,18 @@ def _open_existing(
         except FileNotFoundError:
             raise PermissionError(errno.EACCES, "a device has this name") from None
         flags = checked_flags(place, request.flags)
+        if flags & os.O_TRUNC:
+            _check_truncation(path_fd)
+        how = flags | os.O_CLOEXEC | os.O_NONBLOCK
         with identity:
-            fd = objects.reopen(path_fd, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = perhaps_appending(lambda how: objects.reopen(path_fd, how), how, request.flags)
         status = os.fstat(fd)
     finally:
         os.close(path_fd)
     return wire.FileCreated(files.add(Opened(fd, flags, place, identity)), place.handle, attributes_of(status))
 
 
-def holds_big_orphan(opened: Opened, limit_bytes: int) -> bool:
-    """Whether closing this frees more than *limit_bytes* on the disk."""
+def holds_big_orphan(opened: Opened) -> bool:
+    """Whether closing this frees so much on the disk that it belongs in a thread."""
     status = os.fstat(opened.fd)
-    return status.st_nlink == 0 and status.st_blocks * 512 > limit_bytes and stat.S_ISREG(status.st_mode)
+    return status.st_nlink == 0 and status.st_blocks * 512 > SLOW_REMOVAL_BYTES and stat.S_ISREG(status.st_mode)

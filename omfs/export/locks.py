@@ -3,7 +3,8 @@
 A POSIX lock belongs to (session, file, lock owner), and each of these has one extra descriptor, so the kernel keeps
 the owners apart, merges what one of them holds, and lets native programs on this node compete fairly.  Waiting is
 done in worker threads (their number is limited: ENOLCK beyond), and a wait that is cancelled is left: its thread is
-signalled until it is out, and a lock that was got in the last moment is given back.
+signalled until it is out, and a lock that was got in the last moment is given back.  Threads that wait while their
+owner gives its locks up leave the old descriptor and go on waiting on a new one, as native ones go on.
 
 Invariants: flock locks end with CloseFile, POSIX locks with ReleaseLocks, with the last CloseFile of the file in
 the session, or with the session.  Deadlocks are not detected (EDEADLK), as for any OFD lock.  Trio thread only, but
@@ -15,14 +16,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import trio
 
 from omfs import wire
 from omfs.config import LOCK_WAITERS_MAX
-from omfs.export.files import Opened, SessionFiles
+from omfs.export.files import Opened, SessionFiles, Share, perhaps_appending
 from omfs.export.ranges import F_RDLCK, F_UNLCK, F_WRLCK, HeldRanges
 from omfs.kernel import objects
 from omfs.kernel.filelocks import (
@@ -44,32 +46,57 @@ _DONE: Final = wire.Done()
 class RangeOwner:
     """One lock owner's descriptor for one file and what it has locked there."""
 
-    def __init__(self, fd: int, is_writable: bool) -> None:
-        self.fd = fd
-        self.is_writable = is_writable
+    def __init__(self, opened: Opened, share: Share) -> None:
+        """OSError: ENFILE, and what opening raises."""
+        share.take()
+        try:
+            self.fd = _lock_descriptor(opened)
+        except BaseException:
+            share.give_back()
+            raise
+        self.handle = opened.place.handle
+        self.is_writable = opened.is_writable
         self.held = HeldRanges()
-        self.waiting = 0  # threads inside a lock call on the descriptor
         self.is_released = False
+        self._share = share
+        self._waits: set[trio.CancelScope] = set()  # of threads inside a lock call on the descriptor
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.held and not self._waits
 
     def release(self) -> None:
-        """All locks end; the descriptor is closed as soon as no thread waits on it."""
+        """All locks end, and all waits on the descriptor; the last one closes it."""
         self.is_released = True
-        if not self.waiting:
-            os.close(self.fd)
+        self._give_up()
+        for scope in self._waits:
+            scope.cancel()
 
-    def begin_wait(self) -> None:
-        self.waiting += 1
-
-    def end_wait(self) -> None:
-        self.waiting -= 1
-        if self.is_released and not self.waiting:
+    def _give_up(self) -> None:
+        if self._waits:
+            set_range(self.fd, F_UNLCK, 0, RANGE_END)
+        else:
             os.close(self.fd)
+            self._share.give_back()
+
+    @contextmanager
+    def waited_on(self) -> Iterator[None]:
+        """Wait on the descriptor inside; left early when the owner is released."""
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                yield
+            finally:
+                self._waits.discard(scope)
+                if self.is_released:  # also what came in the last moment
+                    self._give_up()
 
 
 class SessionLocks:
     """The POSIX locks of one session, by file handle and lock owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share) -> None:
+        self.share = share
         self._owners: dict[bytes, dict[int, RangeOwner]] = {}
 
     def find(self, handle: bytes, owner: int) -> RangeOwner | None:
@@ -108,9 +135,9 @@ class Locks:
         self._waiters = trio.CapacityLimiter(LOCK_WAITERS_MAX)
         self._sessions: set[SessionLocks] = set()
 
-    def begin_session(self) -> SessionLocks:
+    def begin_session(self, share: Share) -> SessionLocks:
         """A session's own table."""
-        locks = SessionLocks()
+        locks = SessionLocks(share)
         self._sessions.add(locks)
         return locks
 
@@ -118,13 +145,14 @@ class Locks:
         self._sessions.discard(locks)
         locks.release_all()
 
-    async def _wait(self, block: Callable[[], None], give_back: Callable[[], None]) -> None:
+    async def _wait(self, share: Share, block: Callable[[], None], give_back: Callable[[], None]) -> None:
         """Run a blocking lock call.  Cancelled: leave it; what was locked nevertheless goes to *give_back*."""
         if self._waiters.available_tokens < 1:
             raise OSError(errno.ENOLCK, "too many programs wait for locks here")
         wait = LockWait(block)
         try:
-            await trio.to_thread.run_sync(wait.run, limiter=self._waiters, abandon_on_cancel=True)
+            with share:
+                await trio.to_thread.run_sync(wait.run, limiter=self._waiters, abandon_on_cancel=True)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
                 while not wait.interrupt():  # noqa: ASYNC110 - signals are what is repeated here
@@ -135,21 +163,22 @@ class Locks:
 
     # ------------------------------------------------------------ flock
 
-    def lock_file(self, opened: Opened, request: wire.LockFile) -> Answer | Coroutine[Any, Any, Answer]:
+    def lock_file(self, files: SessionFiles, request: wire.LockFile) -> Answer | Coroutine[Any, Any, Answer]:
         """flock; EAGAIN when it is taken and the request does not want to wait."""
+        opened = files.get(request.open_id)
         if request.operation not in (fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         try:
             fcntl.flock(opened.fd, request.operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if request.wait:
-                return self._wait_file(opened, request.operation)
+                return self._wait_file(files.share, opened, request.operation)
             raise
         return _DONE, b""
 
-    async def _wait_file(self, opened: Opened, operation: int) -> Answer:
+    async def _wait_file(self, share: Share, opened: Opened, operation: int) -> Answer:
         with opened as fd:
-            await self._wait(lambda: block_in_flock(fd, operation), lambda: fcntl.flock(fd, fcntl.LOCK_UN))
+            await self._wait(share, lambda: block_in_flock(fd, operation), lambda: fcntl.flock(fd, fcntl.LOCK_UN))
         return _DONE, b""
 
     # ------------------------------------------------------------ POSIX locks
@@ -158,6 +187,11 @@ class Locks:
         self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange
     ) -> Answer | Coroutine[Any, Any, Answer]:
         """fcntl F_SETLK or F_SETLKW; EAGAIN when it is taken and the request does not want to wait."""
+        taken = self._try_range(files, locks, request)
+        return (_DONE, b"") if taken is None else self._wait_range(files, locks, request, taken)
+
+    def _try_range(self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange) -> RangeOwner | None:
+        """None: done; or the lock owner whose descriptor is to be waited on."""
         opened = files.get(request.open_id)
         lock = _checked(request.kind, request.start, request.end, request.pid)
         handle = opened.place.handle
@@ -166,47 +200,58 @@ class Locks:
             if entry is not None:
                 set_range(entry.fd, F_UNLCK, lock.start, lock.end)
                 entry.held.set(lock)
-                if not entry.held and not entry.waiting:
+                if entry.is_idle:
                     locks.release(handle, request.owner)
-            return _DONE, b""
+            return None
         if not (opened.is_writable if lock.kind == F_WRLCK else opened.is_readable):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if entry is None:
-            entry = RangeOwner(_lock_descriptor(opened), opened.is_writable)
+            entry = RangeOwner(opened, locks.share)
             locks.add(handle, request.owner, entry)
         elif lock.kind == F_WRLCK and not entry.is_writable:
-            entry = _made_writable(entry, opened)
+            entry = _made_writable(entry, opened, locks.share)
             locks.release(handle, request.owner)
             locks.add(handle, request.owner, entry)
         try:
             set_range(entry.fd, lock.kind, lock.start, lock.end)
         except BaseException as error:
             if request.wait and isinstance(error, BlockingIOError):
-                return self._wait_range(locks, handle, request.owner, entry, lock)
-            if not entry.held and not entry.waiting:
+                return entry
+            if entry.is_idle:
                 locks.release(handle, request.owner)
             raise
         entry.held.set(lock)
-        return _DONE, b""
+        return None
 
     async def _wait_range(
-        self, locks: SessionLocks, handle: bytes, owner: int, entry: RangeOwner, lock: RangeLock
+        self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange, entry: RangeOwner
     ) -> Answer:
-        if entry.is_released:
-            raise OSError(errno.EINTR, "the file was closed meanwhile")
-        entry.begin_wait()
+        """Wait until the range is locked, on one descriptor after the other.  OpenLost when the open id is closed."""
+        lock = _checked(request.kind, request.start, request.end, request.pid)
+        taken: RangeOwner | None = entry
+        while taken is not None:
+            if not taken.is_released and await self._waited(locks, request.owner, taken, lock):
+                break
+            await trio.lowlevel.checkpoint()
+            taken = self._try_range(files, locks, request)
+        return _DONE, b""
+
+    async def _waited(self, locks: SessionLocks, owner: int, entry: RangeOwner, lock: RangeLock) -> bool:
+        """Wait on this descriptor; False when its owner gave its locks up meanwhile."""
+        fd = entry.fd
         try:
-            await self._wait(
-                lambda: block_in_range(entry.fd, lock.kind, lock.start, lock.end), lambda: _give_back(entry, lock)
-            )
-            if not entry.is_released:
-                entry.held.set(lock)
-                return _DONE, b""
+            with entry.waited_on():
+                await self._wait(
+                    locks.share,
+                    lambda: block_in_range(fd, lock.kind, lock.start, lock.end),
+                    lambda: _give_back(entry, lock),
+                )
+                if not entry.is_released:
+                    entry.held.set(lock)
         finally:
-            entry.end_wait()
-            if not entry.is_released and not entry.held and not entry.waiting:
-                locks.release(handle, owner)
-        raise OSError(errno.EINTR, "the file was closed meanwhile")
+            if not entry.is_released and entry.is_idle:
+                locks.release(entry.handle, owner)
+        return not entry.is_released
 
     def probe(self, files: SessionFiles, locks: SessionLocks, request: wire.ProbeRange) -> wire.RangeProbed:
         """fcntl F_GETLK; the pid is that of a native program here, or of the program on another node that holds it."""
@@ -245,12 +290,13 @@ def _lock_descriptor(opened: Opened) -> int:
     wants to write would copy it up on an overlay and make it unexecutable meanwhile.  Opened with root's rights:
     the mode may have changed since the caller opened it.
     """
-    return objects.reopen(opened.fd, (os.O_RDWR if opened.is_writable else os.O_RDONLY) | os.O_CLOEXEC)
+    flags = (os.O_RDWR if opened.is_writable else os.O_RDONLY) | os.O_CLOEXEC
+    return perhaps_appending(lambda flags: objects.reopen(opened.fd, flags), flags, os.O_APPEND)
 
 
-def _made_writable(entry: RangeOwner, opened: Opened) -> RangeOwner:
+def _made_writable(entry: RangeOwner, opened: Opened, share: Share) -> RangeOwner:
     """The owner's read locks on a new descriptor that can take write locks too (both can hold them for a moment)."""
-    new = RangeOwner(_lock_descriptor(opened), True)
+    new = RangeOwner(opened, share)
     try:
         for lock in entry.held:
             set_range(new.fd, F_RDLCK, lock.start, lock.end)

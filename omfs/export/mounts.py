@@ -1,9 +1,9 @@
 """The mounted file systems of this node: which belong to its tree, and a descriptor on each while it is used.
 
 A mount's id in handles is made of its mountpoint, type, file system id and the directory of it that is mounted, so it
-survives a restart and a remount of the same thing, and something else mounted there makes the old handles stale.  Opening objects by
-handle needs a descriptor on their mount; it is opened on demand and closed after a few idle seconds, since an
-administrator may want to unmount.
+survives a restart and a remount of the same thing, and something else mounted there makes the old handles stale.
+Opening objects by handle needs a descriptor on their mount; it is opened on demand and closed after a few idle
+seconds, since an administrator may want to unmount.
 
 Invariant: a `Mount` is only handed out for a real tree that is not covered by another mount.
 Called by export/disk.py in the trio thread; `drop_idle` by export/service.py.

@@ -197,40 +197,40 @@ def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> i
             raise OSError(errno.EBUSY, "an export tree")
         with identity:
             os.close(_look_at(old_fd, request.name))
-            victim = _replaced(new_fd, request)
-        is_big = False
+            victim = _big_victim(new_fd, request)
+        is_big = victim >= 0
         try:
-            if victim >= 0 and request.flags == 0:
-                is_big = _frees_much(os.fstat(victim))
             if is_big and not slowly:
                 raise BlockingIOError(errno.EAGAIN, "takes long")
             with identity:
                 objects.rename(old_fd, request.name, new_fd, request.new_name, request.flags)
+        except BaseException:
             if is_big:
-                victim, kept = -1, victim
-                return kept
-            return -1
-        finally:
-            if victim >= 0:
                 os.close(victim)
+            raise
+        return victim
     finally:
         if new_fd != old_fd:
             os.close(new_fd)
         os.close(old_fd)
 
 
-def _replaced(new_fd: int, request: wire.RenameName) -> int:
-    """A descriptor of what has the new name now, or -1.  A device that nobody sees is neither moved nor replaced."""
+def _big_victim(new_fd: int, request: wire.RenameName) -> int:
+    """A descriptor of the big file that will be replaced, or -1.  EACCES or ENOENT for a device, as nobody sees it."""
     if request.flags == objects.RENAME_NOREPLACE:
         return -1
     try:
-        return _look_at(new_fd, request.new_name)
+        fd = _look_at(new_fd, request.new_name)
     except FileNotFoundError as error:
         if request.flags == objects.RENAME_EXCHANGE:
             raise
         if isinstance(error, HiddenDevice):
             raise PermissionError(errno.EACCES, "a device has this name") from None
         return -1
+    if request.flags == 0 and _frees_much(os.fstat(fd)):
+        return fd
+    os.close(fd)
+    return -1
 
 
 def _look_at(parent_fd: int, name: bytes) -> int:

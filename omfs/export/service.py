@@ -19,19 +19,20 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import trio
 
 from omfs import wire
-from omfs.config import SOFTWARE, Settings
+from omfs.config import LOCK_WAITERS_MAX, SOFTWARE, Settings
 from omfs.errors import ConfigError, OpenLost
 from omfs.export import files as opening
 from omfs.export import metadata, names
 from omfs.export.blocks import Blocks
 from omfs.export.disk import Disk, Place, attributes_of, check_exportable, check_name
-from omfs.export.files import Opened, OpenIds, SessionFiles, holds_big_orphan
+from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan
 from omfs.export.handles import Sealer, load_key
 from omfs.export.listings import read_directory
 from omfs.export.locks import Locks, SessionLocks
@@ -42,9 +43,13 @@ from omfs.kernel.filelocks import install_wake_signal
 from omfs.net.server import Answer, Buffer, Server, Session
 
 MOUNT_SWEEP_S: Final = 2.5  # a mount's descriptor is dropped after one to two of these without use
+DESCRIPTORS_SHARE: Final = 4  # one node may take the nth part of all descriptors,
+WAITERS_SHARE: Final = 2  # and of the threads that wait for locks
+LEASE_WAITERS_MAX: Final = 64  # threads that wait until a native program gives its kernel lease back (45 s at most)
 ANSWERED_BY_NET: Final = frozenset({wire.Hello, wire.Ping, wire.CancelRequest})
 
 MaybeSlow: TypeAlias = Answer | Coroutine[Any, Any, Answer]
+R = TypeVar("R")
 
 _DONE: Final[Answer] = (wire.Done(), b"")
 
@@ -94,6 +99,8 @@ class ExportService:
         self._blocks = Blocks()
         self._locks = Locks()
         self._ids = OpenIds()
+        self._shares: dict[int, Share] = {}  # by node id
+        self._lease_waiters = trio.CapacityLimiter(LEASE_WAITERS_MAX)
         self._begun_s = time.monotonic()
 
     async def tend(self) -> None:
@@ -122,8 +129,16 @@ class ExportService:
         if holder is None:
             if session.ended:
                 raise OpenLost("the session ended")
-            holder = session.data = Holder(session, SessionFiles(self._ids), self._locks.begin_session())
+            holder = session.data = self._begin_session(session)
         return HANDLERS[type(request)](self, holder, request, bulk)
+
+    def _begin_session(self, session: Session) -> Holder:
+        share = self._shares.get(session.node_id)
+        if share is None:
+            most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            share = Share(most // DESCRIPTORS_SHARE, LOCK_WAITERS_MAX // WAITERS_SHARE)
+            self._shares[session.node_id] = share
+        return Holder(session, SessionFiles(self._ids, share), self._locks.begin_session(share))
 
     def given_up(self, session: Session, reply: wire.Message) -> None:
         """The holder will never learn of this reply: what it opened is closed."""
@@ -188,11 +203,24 @@ class ExportService:
             return names.make_link(self._disk, request, fd, place), b""
 
     def _remove_name(self, holder: Holder, request: wire.RemoveName, bulk: Buffer) -> MaybeSlow:
-        big_orphan = names.remove_name(self._disk, request)
-        return _DONE if big_orphan < 0 else _close_in_thread(big_orphan)
+        try:
+            names.remove_name(self._disk, request)
+        except BlockingIOError:
+            return self._free_slowly(names.remove_name, request)
+        return _DONE
 
-    def _rename_name(self, holder: Holder, request: wire.RenameName, bulk: Buffer) -> Answer:
-        names.rename_name(self._disk, request)
+    def _rename_name(self, holder: Holder, request: wire.RenameName, bulk: Buffer) -> MaybeSlow:
+        try:
+            names.rename_name(self._disk, request)
+        except BlockingIOError:
+            return self._free_slowly(names.rename_name, request)
+        return _DONE
+
+    async def _free_slowly(self, change: Callable[[Disk, R, bool], int], request: R) -> Answer:
+        """All of the work is here, so that nothing was done when this is never begun."""
+        victim = change(self._disk, request, True)
+        if victim >= 0:
+            await self._blocks.close(victim)
         return _DONE
 
     def _read_link(self, holder: Holder, request: wire.ReadLink, bulk: Buffer) -> Answer:
@@ -237,11 +265,15 @@ class ExportService:
         writable = _writable(holder, request)
         with self._object(holder, request.handle) as (place, fd):
             identity = place.tree.identity_of(request.caller)
-            call = metadata.set_attributes
-            if writable is None:
-                await trio.to_thread.run_sync(call, fd, -1, place, identity, request, True)
-            else:
-                await self._blocks.in_thread(writable, call, fd, writable.fd, place, identity, request, True)
+            file_fd = writable.fd if writable else -1
+            change = partial(metadata.set_attributes, fd, file_fd, place, identity, request)
+            try:
+                if writable is None:
+                    await self._blocks.run(change, False)
+                else:
+                    await self._blocks.in_thread(writable, change, False)
+            except BlockingIOError:
+                await trio.to_thread.run_sync(change, True, limiter=self._lease_waiters)
             return wire.AttributesGot(attributes_of(os.fstat(fd))), b""
 
     def _check_access(self, holder: Holder, request: wire.CheckAccess, bulk: Buffer) -> Answer:
@@ -280,7 +312,7 @@ class ExportService:
             return self._open_file_slowly(holder, request)
 
     async def _open_file_slowly(self, holder: Holder, request: wire.OpenFile) -> Answer:
-        """A native program has a kernel lease on the file: opening it waits until that is given back."""
+        """A big file is truncated, or a native program has a kernel lease on it: wait until that is given back."""
         with self._object(holder, request.handle) as (place, fd):
             open_id = await self._wait_open(holder, place, fd, request)
         return wire.FileOpened(open_id), b""
@@ -300,9 +332,14 @@ class ExportService:
             return wire.FileCreated(open_id, found.handle, attributes_of(os.fstat(fd))), b""
 
     async def _wait_open(self, holder: Holder, place: Place, fd: int, request: wire.OpenFile | wire.CreateFile) -> int:
-        flags = opening.checked_flags(place, request.flags)
         identity = place.tree.identity_of(request.caller)
-        opened = await trio.to_thread.run_sync(opening.wait_for_lease, fd, flags, place, identity)
+        if isinstance(request, wire.OpenFile) and request.execute:
+            identity = opening.who_opens_to_execute(fd, identity)
+        open_it = partial(opening.open_slowly, fd, request.flags, place, identity)
+        try:
+            opened = await self._blocks.run(open_it, False)
+        except BlockingIOError:
+            opened = await trio.to_thread.run_sync(open_it, True, limiter=self._lease_waiters)
         return holder.files.add(opened)
 
     def _read_blocks(self, holder: Holder, request: wire.ReadBlocks, bulk: Buffer) -> MaybeSlow:
@@ -315,26 +352,32 @@ class ExportService:
         return self._blocks.append(holder.files, request, bulk)
 
     def _close_file(self, holder: Holder, request: wire.CloseFile, bulk: Buffer) -> MaybeSlow:
-        opened = holder.files.remove(request.open_id)
-        handle = opened.place.handle
-        if not holder.files.is_open(handle):
-            holder.locks.release_file(handle)
-        if opened.is_writable and holds_big_orphan(opened, names.SLOW_REMOVAL_BYTES):
-            last = os.dup(opened.fd)
-            opened.close()
-            return _close_in_thread(last)
-        opened.close()
+        if holds_big_orphan(holder.files.get(request.open_id)):
+            return self._close_slowly(holder, (request.open_id,))
+        self._end_open(holder, request.open_id).close()
         return _DONE
 
     def _close_files(self, holder: Holder, request: wire.CloseFiles, bulk: Buffer) -> MaybeSlow:
-        for open_id in request.open_ids:
-            try:
-                opened = holder.files.get(open_id)
-            except OpenLost:
-                continue
-            if opened.is_writable:  # closing it may take long
-                raise OSError(errno.EINVAL, "open for writing: close it by itself")
-            self._close_file(holder, wire.CloseFile(open_id), b"")
+        known = holder.files.known(request.open_ids)
+        if any(opened.is_writable for opened in known.values()):  # closing it may take long
+            raise OSError(errno.EINVAL, "open for writing: close it by itself")
+        if any(holds_big_orphan(opened) for opened in known.values()):
+            return self._close_slowly(holder, tuple(known))
+        for open_id in known:
+            self._end_open(holder, open_id).close()
+        return _DONE
+
+    def _end_open(self, holder: Holder, open_id: int) -> Opened:
+        opened = holder.files.remove(open_id)
+        if not holder.files.is_open(opened.place.handle):
+            holder.locks.release_file(opened.place.handle)
+        return opened
+
+    async def _close_slowly(self, holder: Holder, open_ids: tuple[int, ...]) -> Answer:
+        opens = [self._end_open(holder, open_id) for open_id in holder.files.known(open_ids)]
+        for fd in [opened.give_up() for opened in opens]:
+            if fd >= 0:
+                await self._blocks.close(fd)
         return _DONE
 
     def _sync_file(self, holder: Holder, request: wire.SyncFile, bulk: Buffer) -> MaybeSlow:
@@ -358,12 +401,12 @@ class ExportService:
     async def _read_directory(self, holder: Holder, request: wire.ReadDirectory, bulk: Buffer) -> Answer:
         opened, listing = holder.files.get_directory(request.open_id)
         with opened as fd:
-            return await read_directory(self._disk, listing, fd, opened.place, request), b""
+            return await read_directory(self._disk, listing, fd, opened.place, opened.identity, request), b""
 
     # ------------------------------------------------------------ locks
 
     def _lock_file(self, holder: Holder, request: wire.LockFile, bulk: Buffer) -> MaybeSlow:
-        return self._locks.lock_file(holder.files.get(request.open_id), request)
+        return self._locks.lock_file(holder.files, request)
 
     def _lock_range(self, holder: Holder, request: wire.LockRange, bulk: Buffer) -> MaybeSlow:
         return self._locks.lock_range(holder.files, holder.locks, request)
@@ -382,16 +425,6 @@ def _writable(holder: Holder, request: wire.SetAttributes) -> Opened | None:
         return None
     opened = holder.files.get(request.open_id)
     return opened if opened.is_writable and opened.place.handle == request.handle else None
-
-
-async def _close_in_thread(fd: int) -> Answer:
-    """Give up the last reference to a big file: freeing its blocks takes the disk a while."""
-    try:
-        await trio.to_thread.run_sync(os.close, fd)
-    except trio.Cancelled:
-        os.close(fd)  # cancelled before the thread began
-        raise
-    return _DONE
 
 
 Handler: TypeAlias = Callable[[ExportService, Holder, Any, Buffer], MaybeSlow]

@@ -34,6 +34,7 @@ class MountLine(NamedTuple):
     root: bytes  # the directory of the file system that is mounted
     mountpoint: bytes
     fstype: bytes
+    options: bytes = b""  # of this mount, not of the file system: "rw,nosuid"
 
 
 def parse_mountinfo(text: bytes) -> list[MountLine]:
@@ -49,7 +50,13 @@ def _parse_line(line: bytes) -> MountLine:
     try:
         separator = fields.index(b"-", 6)
         return MountLine(
-            int(fields[0]), int(fields[1]), fields[2], _unescape(fields[3]), _unescape(fields[4]), fields[separator + 1]
+            int(fields[0]),
+            int(fields[1]),
+            fields[2],
+            _unescape(fields[3]),
+            _unescape(fields[4]),
+            fields[separator + 1],
+            fields[5],
         )
     except (ValueError, IndexError):
         raise ValueError(f"not a line of mountinfo: {line!r}") from None

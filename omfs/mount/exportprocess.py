@@ -1,12 +1,14 @@
 """The mount's omfs-export: started unless one runs, restarted when it dies, ended with the mount that started it.
 
 Serving others is a process of its own so that it never stalls local calls (DESIGN "Processes on a node").
-Where a systemd unit runs it, this does nothing but check that both have the same settings.  Not here: what the
-export does.  Invariant: an export is ended only by who started it, by its pid.  Called by daemon.py.
+Where a systemd unit runs it, this does nothing but check that both have the same settings.  One that another mount
+started is adopted: told to reload, and ended at our end if its own mount did not live to do that.  Not here: what
+the export does.  Invariant: an export is ended by who started it, or as an orphan, by its pid.  Called by daemon.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -19,7 +21,7 @@ import msgspec
 import trio
 
 from omfs.config import Settings
-from omfs.errors import ConfigError, ControlError, NotRunning
+from omfs.errors import ConfigError, ControlError, NotRunning, OmfsError
 from omfs.net import control
 
 START_DEADLINE_S: Final = 20.0  # an export that does not listen by then won't
@@ -37,6 +39,7 @@ class ExportProcess:
         self._settings = settings
         self._socket = Path(settings.run_dir) / "export.sock"
         self._process: trio.Process | None = None
+        self._adopted: _Adopted | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep it running until cancelled; started once an export answers.
@@ -44,33 +47,41 @@ class ExportProcess:
         Raises ConfigError when the first start fails (its one line is in the text) or when the export that
         runs already does not fit this mount's settings.
         """
-        running = await self._find_running()
-        if running is not None:
-            log.info("an omfs-export runs already, pid %d; using it", running["pid"])
-            task_status.started()
-            if not running["by_mount"]:  # a unit of its own: whoever runs that decides
-                await trio.sleep_forever()
-            await _wait_gone(running["pid"])  # another mount's: when that ends it, one of ours follows
         try:
-            if running is None:
+            if not await self._adopt():
                 await self._start()
-                task_status.started()
+            task_status.started()
             while True:
                 await self._wait_ended()
-                log.error("omfs-export ended with status %s; starting it again", self._status())
                 await trio.sleep(RESTART_PAUSE_S)
                 try:
-                    await self._start()
+                    if not await self._adopt():
+                        await self._start()
                 except ConfigError as error:
                     log.error("%s", error)
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop()
+                await self._end_orphan()
 
     def reload(self) -> None:
-        """Pass a SIGHUP on."""
+        """Pass a SIGHUP on; one of a unit's own gets it from whoever runs that."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGHUP)
+        elif self._adopted is not None and self._adopted.by_mount:
+            self._adopted.send(signal.SIGHUP)
+
+    async def _adopt(self) -> bool:
+        """Use the export that runs already, if one does.  Raises ConfigError."""
+        running = await self._find_running()
+        if running is None:
+            return False
+        log.info("an omfs-export runs already, pid %d; using it", running["pid"])
+        try:
+            self._adopted = _Adopted(running["pid"], running["by_mount"])
+        except ProcessLookupError:
+            return False
+        return True
 
     async def _find_running(self) -> dict[str, Any] | None:
         """The status of an export that runs here.  Raises ConfigError if it does not fit."""
@@ -80,11 +91,12 @@ class ExportProcess:
             return None
         except ControlError:  # it answers no more: it is ending just now
             return None
-        for name, mine in (("dfsa", self._settings.dfsa), ("port", self._settings.port)):
-            if status[name] != mine:
+        for name in ("dfsa", "port", "sec", "map"):
+            its, mine = status.get(name), getattr(self._settings, name)
+            if its != mine:
                 raise ConfigError(
-                    f"the omfs-export that runs already (pid {status['pid']}) has {name}={int(status[name])}, this "
-                    f"mount {int(mine)}; mount with the same, or change omfs.toml and end it"
+                    f"the omfs-export that runs already (pid {status['pid']}) has {name}={_shown(its)}, this "
+                    f"mount {_shown(mine)}; mount with the same, or change omfs.toml and end it"
                 )
         return status
 
@@ -109,8 +121,18 @@ class ExportProcess:
         raise ConfigError(report.decode(errors="replace").strip() or f"omfs-export ended with status {self._status()}")
 
     async def _wait_ended(self) -> None:
-        if self._process is not None:
+        """Until the export that is used has ended; says so in the log."""
+        if self._adopted is not None:
+            pid = self._adopted.pid
+            if not self._adopted.by_mount:
+                await trio.sleep_forever()  # a unit's: whoever runs that decides
+            await self._adopted.wait()
+            self._adopted.close()
+            self._adopted = None
+            log.warning("the omfs-export that ran already, pid %d, has ended", pid)
+        elif self._process is not None:
             await self._process.wait()
+            log.error("omfs-export ended with status %s; starting it again", self._status())
 
     def _status(self) -> int | None:
         return self._process.poll() if self._process is not None else None
@@ -120,20 +142,50 @@ class ExportProcess:
             return
         self._process.terminate()
         with trio.move_on_after(STOP_DEADLINE_S):
-            await self._wait_ended()
+            await self._process.wait()
         if self._process.poll() is None:
             log.warning("omfs-export does not end; killing it")
             self._process.kill()
-            await self._wait_ended()
+            await self._process.wait()
+
+    async def _end_orphan(self) -> None:
+        """End the adopted export unless the mount that started it lives."""
+        if self._adopted is None:
+            return
+        try:
+            status = await control.ask(self._socket, "status", deadline_s=STOP_DEADLINE_S)
+            is_orphan = status["pid"] == self._adopted.pid and status.get("orphan")
+        except OmfsError:
+            is_orphan = False  # it ends already, or does not answer: then it is not known to be ours to end
+        if is_orphan:
+            log.info("ending omfs-export, pid %d, whose mount is gone", self._adopted.pid)
+            self._adopted.send(signal.SIGTERM)
+            with trio.move_on_after(STOP_DEADLINE_S):
+                await self._adopted.wait()
+        self._adopted.close()
+        self._adopted = None
 
 
-async def _wait_gone(pid: int) -> None:
-    """Until the process has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await trio.lowlevel.wait_readable(descriptor)
-    finally:
-        os.close(descriptor)
+class _Adopted:
+    """A process that is not our child; the descriptor means it and no later one with its number."""
+
+    def __init__(self, pid: int, by_mount: bool) -> None:
+        """*by_mount*: another mount started it.  Raises ProcessLookupError."""
+        self.pid = pid
+        self.by_mount = by_mount
+        self._descriptor = os.pidfd_open(pid)
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        await trio.lowlevel.wait_readable(self._descriptor)
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _shown(setting: object) -> object:
+    return int(setting) if isinstance(setting, bool) else setting or "none"

@@ -1,10 +1,11 @@
 """One stat(2), one question: the GETATTR that the kernel sends right after its LOOKUP is answered from the LOOKUP.
 
 With timeouts of 0 the kernel asks twice for one stat(path): LOOKUP, and at once GETATTR, from the same thread.  The
-first answer is the owner's, given during this very system call, so it may serve for the second.  Only one caller
-could mistake an older call's answer for its own: open(O_PATH) followed by fstat within WITHIN_S, less than another
-node needs to hear of the first, change the object and tell.  Every answer is used once.  Pure.  Leases will replace
-it.  Called by takenops.py.
+first answer is the owner's, given during this very system call, so it may serve for the second.  The hook forgets it
+when the thread asks anything else first: its own chmod must show.  Only one caller could mistake an older call's answer
+for its own: open(O_PATH) followed by fstat within WITHIN_S, less than another node needs to hear of the first, change
+the object and tell.  Every answer is used once; thread 0 stands for many (those that the daemon's PID namespace does
+not show), so nothing is kept for it.  Pure.  Leases will replace it.  Called by takenops.py.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ _KEPT_MAX: Final = 1024
 class JustTold:
     """What each thread's last LOOKUP was answered."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kept: dict[int, tuple[float, int, bytes]], clock: Callable[[], float] = time.monotonic) -> None:
+        """*kept* is by thread (`Hook.next_answers`)."""
         self._clock = clock
-        self._kept: dict[int, tuple[float, int, bytes]] = {}
+        self._kept = kept
 
     def note(self, thread: int, number: int, attr: bytes) -> None:
         """A LOOKUP of *thread* is being answered with object *number* and these attributes."""
+        if not thread:
+            return
         if len(self._kept) >= _KEPT_MAX:
             self._kept.clear()
         self._kept[thread] = (self._clock(), number, attr)

@@ -56,6 +56,7 @@ class Hook:
     def __init__(self) -> None:
         self.installed = False
         self.takers: dict[int, Taker] = {}
+        self.next_answers: dict[int, Any] = {}  # by thread: may serve its next request if that is a GETATTR
         self.session = 0  # struct fuse_session *
         self.flags = 0  # INIT flags in force
         self.drained = False  # the device had nothing at the last look
@@ -136,7 +137,7 @@ class Hook:
         views: dict[int, memoryview] = {}  # each worker has its own buffer, at a fixed address
         at = ctypes.c_uint64.from_address
         unpack = abi.IN_HEADER.unpack_from
-        takers = self.takers
+        takers, next_answers = self.takers, self.next_answers
         again, retry = -errno.EAGAIN, -errno.EINTR
 
         def receive(session: int, buffer: int) -> int:
@@ -156,6 +157,8 @@ class Hook:
             self.request = view
             _, opcode, self.unique, self.node_id, self.uid, self.gid, self.pid = unpack(view)
             self.opcode = opcode
+            if next_answers and opcode != abi.GETATTR:
+                next_answers.pop(self.pid, None)
             taker = takers.get(opcode)
             if taker is not None:
                 try:

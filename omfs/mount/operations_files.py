@@ -7,7 +7,6 @@ unless the closing process holds POSIX locks on the object.  Called by pyfuse3; 
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final
 
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
@@ -37,10 +36,8 @@ class FileOperations(NameOperations):
     @answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         node, handle = await self.place(inode)
-        caller = self.callers.caller(ctx)
-        if flags & _FMODE_EXEC:
-            await node.check_access(handle, os.X_OK, caller)
-        return self._opened(await open_file(node, handle, flags, caller))
+        execute = bool(flags & _FMODE_EXEC)
+        return self._opened(await open_file(node, handle, flags, self.callers.caller(ctx), execute))
 
     @answering
     async def create(

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from omfs import wire
-from omfs.errors import NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
+from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
 from omfs.mount.callers import ROOT
 from omfs.net.peer import Peer
 
@@ -33,10 +34,14 @@ _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then no
 _CLOSE_TOGETHER_S: Final = 0.01
 _CLOSES_MAX: Final = 1024  # in one message
 _OWED_MAX: Final = 65536  # a session of a node that is away for good ends at its side anyway
+_UNDELIVERED: Final = (NodeDown, HelloRefused, OutcomeUnknown, Interrupted)
 
 
 class RemoteNode:
-    """One owner.  *files* is what is open there through this mount, by handle."""
+    """One owner.  *files* is what is open there through this mount, by handle.
+
+    *doubtful*: files of which it may hold other locks than we know.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -45,7 +50,9 @@ class RemoteNode:
         self.root_attributes: wire.Attributes | None = None  # as last seen
         self._root: bytes | None = None
         self._root_epoch = 0
-        self._owed: list[wire.Message] = []
+        self.doubtful: set[RemoteFile] = set()
+        self._owed: deque[tuple[int, wire.Message]] = deque()  # with the epoch that they are of
+        self._lost: list[RemoteFile] = []  # their locks are to be taken again
         self._to_close: list[int] = []
         self._closes_wanted = trio.Event()
         self._epoch = peer.epoch
@@ -151,13 +158,23 @@ class RemoteNode:
 
         No error reaches the caller: what the owner does not know any more needs no giving back.
         """
+        if self._owed or not await self._gave_back(request):  # in order
+            self.owe(request)
+
+    def owe(self, request: wire.Message) -> None:
+        """As `settle`, but soon instead of now."""
+        if len(self._owed) < _OWED_MAX:
+            self._owed.append((self.peer.epoch, request))
+
+    async def _gave_back(self, request: wire.Message) -> bool:
+        """False if the node is away."""
         try:
             await self.peer.call(request, wire.Done)
-        except (NodeDown, OutcomeUnknown):
-            if len(self._owed) < _OWED_MAX:
-                self._owed.append(request)
+        except _UNDELIVERED:
+            return False
         except OmfsError as error:
             log.debug("node %d: %s: %s", self.node_id, type(request).__name__, error)
+        return True
 
     def close_soon(self, open_id: int) -> None:
         """Close a file that was open for reading only, without locks; some of them together, in a moment.
@@ -190,15 +207,34 @@ class RemoteNode:
                 continue
             if self.peer.epoch != self._epoch:
                 self._epoch = self.peer.epoch
-                self._owed.clear()  # with the session everything of it is gone
-                for file in [file for files in self.files.values() for file in files if file.holds_locks]:
-                    await self._recover(file)
-            owed, self._owed = self._owed, []
-            for request in owed:
-                await self.settle(request)
+                self._lost = [file for files in self.files.values() for file in files if file.holds_locks]
+            self._lost = [file for file in list(self._lost) if not await self._recovered(file)]
+            while self._owed:
+                epoch, request = self._owed[0]
+                if epoch == self.peer.epoch and not await self._gave_back(request):  # else it went with its session
+                    break
+                self._owed.popleft()
+            for file in list(self.doubtful):
+                await self._settle_doubts(file)
 
-    async def _recover(self, file: RemoteFile) -> None:
+    async def _recovered(self, file: RemoteFile) -> bool:
+        """False if it is to be tried again."""
         try:
-            await file.recover(file.open_id)
+            if file.is_lost:
+                await file.recover(file.open_id)
+        except _UNDELIVERED:
+            return False
         except OmfsError as error:
             log.warning("node %d restarted; a locked file is not there any more: %s", self.node_id, error)
+        except Exception:
+            log.exception("node %d restarted; a locked file could not be opened again", self.node_id)
+        return True
+
+    async def _settle_doubts(self, file: RemoteFile) -> None:
+        try:
+            await file.settle_doubts()
+        except OmfsError as error:
+            log.debug("node %d: locks in doubt: %s", self.node_id, error)
+        except Exception:
+            log.exception("node %d: locks in doubt could not be settled", self.node_id)
+            self.doubtful.discard(file)

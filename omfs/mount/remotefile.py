@@ -3,7 +3,8 @@
 When the owner restarted it does not know the open id any more (OpenLost): the handle is opened again, the locks are
 taken again, and the call is repeated, which is safe as it was refused unexecuted.  A lock that somebody else got
 meanwhile is lost: then every further read and write through the file fails with EIO, as the program believes
-itself alone.  Called by operations_files.py, lockops.py and remote.py.
+itself alone.  A lock call whose outcome is not known leaves a doubt: the owner may hold a lock for nobody until it is
+told what we hold (`settle_doubts`).  Called by operations_*.py, takenops.py and remote.py.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Final, TypeVar
 import trio
 
 from omfs import wire
-from omfs.errors import OmfsError, OpenLost
-from omfs.mount.ranges import Range, changed
+from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.mount.ranges import Range, changed, requests_for
 from omfs.mount.remote import RemoteNode
 from omfs.net.frames import Buffer
 
@@ -31,17 +32,20 @@ _KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_
 
 _ONCE_FLAGS: Final = os.O_TRUNC
 _REOPENS_MAX: Final = 3  # an owner that restarts more often than this within one call
+_INDEFINITE: Final = (NodeDown, Interrupted, HelloRefused, OutcomeUnknown)  # a lock call that was sent may have worked
 
 
 class LockLost(OmfsError):
     """The owner restarted and another process got the lock before it could be taken again."""
 
 
-async def open_file(node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller) -> RemoteFile:
-    """Open an existing object; *flags* as open(2)."""
+async def open_file(
+    node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool = False
+) -> RemoteFile:
+    """Open an existing object; *flags* as open(2).  *execute*: to run it, which asks for x, not for r."""
     flags &= _KEPT_FLAGS
-    opened = await node.peer.call(wire.OpenFile(handle, flags, caller), wire.FileOpened)
-    return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS)
+    opened = await node.peer.call(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
+    return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute)
 
 
 async def create_file(
@@ -63,7 +67,15 @@ class RemoteFile:
     """One open(2) of a program, at the owner."""
 
     def __init__(
-        self, node: RemoteNode, handle: bytes, open_id: int, caller: wire.Caller, flags: int, directory: bool = False
+        self,
+        node: RemoteNode,
+        handle: bytes,
+        open_id: int,
+        caller: wire.Caller,
+        flags: int,
+        *,
+        directory: bool = False,
+        execute: bool = False,
     ) -> None:
         self.node = node
         self.handle = handle
@@ -72,66 +84,64 @@ class RemoteFile:
         self._caller = caller
         self._flags = flags
         self._directory = directory
+        self._execute = execute
         self._flock = 0  # LOCK_SH, LOCK_EX or 0
         self._ranges: dict[int, tuple[Range, ...]] = {}  # by lock owner
         self._lock_lost = False
+        self._flock_doubtful = False  # the owner may hold another flock than _flock
+        self._doubts: list[tuple[int, Range]] = []  # lock owner and where it may hold other ranges than _ranges
+        self._locking = 0  # lock calls under way
         self._recovering: trio.Lock | None = None
+        self._epoch = node.peer.epoch  # of open_id
+        self._closed = False
         node.files.setdefault(handle, set()).add(self)
 
     # ------------------------------------------------------------ data
 
     async def read(self, offset: int, size_bytes: int) -> Buffer:
         """Up to *size_bytes*; fewer only at the end of the file."""
-        self._check_locks()
-        for _ in range(_REOPENS_MAX):
-            request = wire.ReadBlocks(self.open_id, offset, size_bytes)
-            try:
-                return (await self.node.peer.call_for_bulk(request, wire.BlocksRead))[1]
-            except OpenLost:
-                await self.recover(request.open_id)
-                self._check_locks()
-        raise OpenLost(f"node {self.node.node_id} restarts again and again")
+        return (await self._call_checked(lambda: wire.ReadBlocks(self.open_id, offset, size_bytes), wire.BlocksRead))[1]
 
-    async def write(self, offset: int, data: Buffer) -> int:
-        self._check_locks()
-        written = await self._call(lambda: wire.WriteBlocks(self.open_id, offset), wire.BlocksWritten, data)
+    async def write(self, offset: int, data: Buffer, kill_set_id: bool = False) -> int:
+        """*kill_set_id*: the writer may not keep the set-id bits of the file."""
+        written, _ = await self._call_checked(
+            lambda: wire.WriteBlocks(self.open_id, offset, kill_set_id), wire.BlocksWritten, data
+        )
         return written.size_bytes
 
-    async def append(self, data: Buffer) -> int:
+    async def append(self, data: Buffer, kill_set_id: bool = False) -> int:
         """Write at the end, wherever that is by then, as one record."""
-        self._check_locks()
-        written = await self._call(lambda: wire.AppendBlocks(self.open_id), wire.BlocksWritten, data)
+        written, _ = await self._call_checked(
+            lambda: wire.AppendBlocks(self.open_id, kill_set_id), wire.BlocksWritten, data
+        )
         return written.size_bytes
 
     async def sync(self, data_only: bool) -> None:
         await self._call(lambda: wire.SyncFile(self.open_id, data_only), wire.Done)
 
     async def allocate(self, mode: int, offset: int, size_bytes: int) -> None:
-        self._check_locks()
-        await self._call(lambda: wire.AllocateSpace(self.open_id, mode, offset, size_bytes), wire.Done)
+        await self._call_checked(lambda: wire.AllocateSpace(self.open_id, mode, offset, size_bytes), wire.Done)
 
     async def seek(self, offset: int, whence: int) -> int:
         return (await self._call(lambda: wire.SeekFile(self.open_id, offset, whence), wire.SeekDone)).offset
 
     async def copy_to(self, source_offset: int, target: RemoteFile, target_offset: int, size_bytes: int) -> int:
         """copy_file_range(2) on the owner of both."""
-        self._check_locks()
-        target._check_locks()
-
-        def request() -> wire.Message:
-            return wire.CopyRange(self.open_id, source_offset, target.open_id, target_offset, size_bytes)
-
-        source_id, target_id = self.open_id, target.open_id
-        try:
-            return (await self.node.peer.call(request(), wire.BlocksWritten)).size_bytes
-        except OpenLost:
-            await self.recover(source_id)
-            await target.recover(target_id)
-        return (await self.node.peer.call(request(), wire.BlocksWritten)).size_bytes
+        for _ in range(_REOPENS_MAX):
+            try:
+                for file in (self, target):
+                    if file.is_lost:
+                        await file.recover(file.open_id)
+                self._check_locks()
+                target._check_locks()
+                request = wire.CopyRange(self.open_id, source_offset, target.open_id, target_offset, size_bytes)
+                return (await self.node.peer.call(request, wire.BlocksWritten)).size_bytes
+            except OpenLost:
+                continue
+        raise self._restarts_again_and_again()
 
     async def set_attributes(self, request: wire.SetAttributes) -> wire.Attributes:
         """SetAttributes through this file (ftruncate)."""
-        self._check_locks()
 
         def through() -> wire.Message:
             return wire.SetAttributes(
@@ -139,13 +149,17 @@ class RemoteFile:
                 request.size_bytes, request.atime_ns, request.mtime_ns, request.atime_now, request.mtime_now,
             )  # fmt: skip
 
-        return (await self._call(through, wire.AttributesGot)).attributes
+        return (await self._call_checked(through, wire.AttributesGot))[0].attributes
 
     async def read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
         return await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
 
     async def close(self) -> None:
         """Give it back; whatever happens, this open id is not used again."""
+        self._closed = True
+        self._flock_doubtful = False
+        self._doubts.clear()
+        self.node.doubtful.discard(self)
         same = self.node.files.get(self.handle)
         if same is not None:
             same.discard(self)
@@ -154,7 +168,7 @@ class RemoteFile:
         if not self._flags & os.O_ACCMODE and not self.holds_locks:
             self.node.close_soon(self.open_id)
             return
-        for owner in self._ranges:  # open file description locks end with the description
+        for owner in list(self._ranges):  # open file description locks end with the description
             await self.node.settle(wire.ReleaseLocks(self.open_id, owner))
         await self.node.settle(wire.CloseFile(self.open_id))
 
@@ -166,8 +180,19 @@ class RemoteFile:
 
     async def lock_file(self, operation: int, wait: bool) -> None:
         """flock(2).  Raises RemoteFailure (EWOULDBLOCK), Interrupted."""
-        await self._call(lambda: wire.LockFile(self.open_id, operation, wait), wire.Done)
-        self._flock = 0 if operation == fcntl.LOCK_UN else operation
+        await self._settle_all_doubts()
+        self._locking += 1
+        try:
+            await self._call(lambda: wire.LockFile(self.open_id, operation, wait), wire.Done)
+            self._flock = 0 if operation == fcntl.LOCK_UN else operation
+        except _INDEFINITE:
+            if operation == fcntl.LOCK_UN:  # nobody counts on it any more
+                self._flock = 0
+            self._flock_doubtful = True
+            self.node.doubtful.add(self)
+            raise
+        finally:
+            self._locking -= 1
 
     async def lock_range(self, owner: int, new: Range, wait: bool) -> None:
         """fcntl(2) F_SETLK, or F_SETLKW where *wait*.  Raises RemoteFailure (EAGAIN), Interrupted."""
@@ -175,12 +200,74 @@ class RemoteFile:
         def request() -> wire.Message:
             return wire.LockRange(self.open_id, owner, new.kind, new.start, new.end, new.pid, wait)
 
-        await self._call(request, wire.Done)
+        await self._settle_all_doubts()
+        self._locking += 1
+        try:
+            await self._call(request, wire.Done)
+        except _INDEFINITE:
+            if new.kind == fcntl.F_UNLCK:  # nobody counts on it any more
+                self._note_range(owner, new)
+            self._doubts.append((owner, new))
+            self._ranges.setdefault(owner, ())  # so that a close releases what we do not know of
+            self.node.doubtful.add(self)
+            raise
+        finally:
+            self._locking -= 1
+        self._note_range(owner, new)
+
+    def _note_range(self, owner: int, new: Range) -> None:
         held = changed(self._all_ranges(owner), new)
         for file in self._same_object():  # the locks belong to the process and the object, not to this open
             file._ranges.pop(owner, None)
         if held:
             self._ranges[owner] = held
+
+    async def _settle_all_doubts(self) -> None:
+        """Before another lock of the object is asked for: what is told to the owner later would undo that one."""
+        for file in self._same_object():
+            while file._flock_doubtful or file._doubts:
+                await file._settle_one_doubt()
+
+    async def settle_doubts(self) -> None:
+        """Tell the owner what we hold where it may hold more, or less, for us.  Raises NodeDown and the like.
+
+        Left to a lock call of the object where one is under way: it may be granted before we hear of it.
+        """
+        while (self._flock_doubtful or self._doubts) and not any(file._locking for file in self._same_object()):
+            await self._settle_one_doubt()
+        if not self._flock_doubtful and not self._doubts:
+            self.node.doubtful.discard(self)
+
+    async def _settle_one_doubt(self) -> None:
+        if not self._doubts:
+            await self._settle_flock()
+            return
+        doubt = owner, where = self._doubts[0]
+        # Looked up with no await before it is sent, and what is held is only asked for again.
+        for request in requests_for(self.open_id, owner, where, self._all_ranges(owner)):
+            try:
+                await self.node.peer.call(request, wire.Done)
+            except OpenLost:  # with the session every lock of it is gone
+                break
+            except RemoteFailure as error:
+                if request.kind != fcntl.F_UNLCK:
+                    log.warning("node %d: a lock was lost while it was away: %s", self.node.node_id, error)
+                    self._lose_locks()
+                    await self.node.settle(wire.ReleaseLocks(self.open_id, owner))
+                    break
+            if doubt not in self._doubts:
+                return  # another task settled it meanwhile, and a newer lock may be there
+        if doubt in self._doubts:
+            self._doubts.remove(doubt)
+
+    async def _settle_flock(self) -> None:
+        try:
+            await self.node.peer.call(wire.LockFile(self.open_id, self._flock or fcntl.LOCK_UN, wait=False), wire.Done)
+        except OpenLost:
+            pass
+        except RemoteFailure:
+            self._flock = 0  # flock(2): a conversion that fails may lose the old lock
+        self._flock_doubtful = False
 
     async def probe_range(self, owner: int, kind: int, start: int, end: int) -> wire.RangeProbed:
         """fcntl(2) F_GETLK."""
@@ -193,6 +280,7 @@ class RemoteFile:
             return
         for file in holding:
             del file._ranges[owner]
+            file._doubts = [doubt for doubt in file._doubts if doubt[0] != owner]
         await self.node.settle(wire.ReleaseLocks(holding[0].open_id, owner))
 
     def _same_object(self) -> list[RemoteFile]:
@@ -205,47 +293,94 @@ class RemoteFile:
         if self._lock_lost:
             raise LockLost(f"a lock was lost when node {self.node.node_id} restarted")
 
+    def _lose_locks(self) -> None:
+        """Somebody else may have them: every further use of the data fails."""
+        for file in self._same_object() if self._ranges else [self]:
+            file._lock_lost = True
+        self._flock = 0
+        self._ranges.clear()
+
     # ------------------------------------------------------------ after a restart of the owner
 
-    async def _call(self, request: Callable[[], wire.Message], expect: type[R], bulk: Buffer = b"") -> R:
+    @property
+    def is_lost(self) -> bool:
+        """The owner restarted since the open id was given."""
+        return self._epoch != self.node.peer.epoch
+
+    async def _call(self, request: Callable[[], wire.Message], expect: type[R]) -> R:
+        return (await self._call_and_reopen(request, expect, b"", False))[0]
+
+    async def _call_checked(
+        self, request: Callable[[], wire.Message], expect: type[R], bulk: Buffer = b""
+    ) -> tuple[R, Buffer]:
+        """A call that a program makes believing that it has its locks.  Raises LockLost if not."""
+        self._check_locks()
+        return await self._call_and_reopen(request, expect, bulk, True)
+
+    async def _call_and_reopen(
+        self, request: Callable[[], wire.Message], expect: type[R], bulk: Buffer, checked: bool
+    ) -> tuple[R, Buffer]:
+        lost: int | None = None
         for _ in range(_REOPENS_MAX):
-            used = self.open_id
             try:
-                return await self.node.peer.call(request(), expect, bulk)
+                if lost is not None:
+                    await self.recover(lost)
+                    if checked:
+                        self._check_locks()
+                lost = self.open_id
+                return await self.node.peer.call_for_bulk(request(), expect, bulk)
             except OpenLost:
-                await self.recover(used)
-        raise OpenLost(f"node {self.node.node_id} restarts again and again")
+                continue
+        raise self._restarts_again_and_again()
+
+    def _restarts_again_and_again(self) -> OpenLost:
+        return OpenLost(f"node {self.node.node_id} restarts again and again")
 
     async def recover(self, lost: int) -> None:
         """Open the handle again and take its locks again, unless another task did so since *lost* was its open id.
 
-        Raises what opening raises: ESTALE if the object is gone (it was unlinked while open).
+        Raises what opening raises: ESTALE if the object is gone (it was unlinked while open).  A lock that is refused
+        is lost; where the owner went away again meanwhile nothing is changed, and the next call tries again.
         """
         if self._recovering is None:
             self._recovering = trio.Lock()
         async with self._recovering:
-            if self.open_id != lost:
+            if not self._must_recover(lost):
                 return
-            request: wire.Message
-            if self._directory:
-                request = wire.OpenDirectory(self.handle, self._caller)
-            else:
-                request = wire.OpenFile(self.handle, self._flags, self._caller, reclaim=True)
-            opened = await self.node.peer.call(request, wire.FileOpened)
+            opened = await self.node.peer.call(self._open_again(), wire.FileOpened)
+            epoch = self.node.peer.epoch
+            owners = list(self._ranges)
             try:
                 await self._take_locks_again(opened.open_id)
-            except OmfsError as error:
+            except RemoteFailure as error:
                 log.warning("node %d restarted and a lock was lost: %s", self.node.node_id, error)
-                for file in self._same_object() if self._ranges else [self]:
-                    file._lock_lost = True
-                self._flock = 0
-                self._ranges.clear()
-            self.open_id = opened.open_id
+                self._lose_locks()
+            except OmfsError:
+                self.node.owe(wire.CloseFile(opened.open_id))
+                raise
+            while gone := [owner for owner in owners if not self._all_ranges(owner)]:  # released meanwhile
+                owners.remove(gone[0])
+                await self.node.settle(wire.ReleaseLocks(opened.open_id, gone[0]))
+            if self._closed:
+                await self.node.settle(wire.CloseFile(opened.open_id))
+                return
+            # No await from the look at _closed to here: a close gives back this id or the other, never neither.
+            self.open_id, self._epoch = opened.open_id, epoch
+            self._flock_doubtful = False
+            self._doubts.clear()
+
+    def _must_recover(self, lost: int) -> bool:
+        return self.open_id == lost and not self._closed
+
+    def _open_again(self) -> wire.Message:
+        if self._directory:
+            return wire.OpenDirectory(self.handle, self._caller)
+        return wire.OpenFile(self.handle, self._flags, self._caller, reclaim=True, execute=self._execute)
 
     async def _take_locks_again(self, open_id: int) -> None:
         if self._flock:
             await self.node.peer.call(wire.LockFile(open_id, self._flock, wait=False), wire.Done)
-        for owner, ranges in self._ranges.items():
+        for owner, ranges in list(self._ranges.items()):
             for lock in ranges:
                 request = wire.LockRange(open_id, owner, lock.kind, lock.start, lock.end, lock.pid, wait=False)
                 await self.node.peer.call(request, wire.Done)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omfs.errors import ConfigError
 from omfs.kernel.mounting import MS_BIND, MS_REMOUNT, mount, mount_at
-from omfs.kernel.mounttable import OMFS_TYPE
+from omfs.kernel.mounttable import OMFS_TYPE, MountLine
 from omfs.mount.options import MountOptions, refused_at_remount
-from omfs.mount.selfbind import binds_below
+from omfs.mount.selfbind import bind_flags, binds_below
 
 _NOTE = "mount.json"
 
@@ -53,9 +53,15 @@ def remount(options: MountOptions, run_dir: Path) -> None:
         mount(None, place, None, MS_REMOUNT | flags)
         for bind in binds_below(place):
             if not _is_cover(bind, place):
-                mount(None, bind, None, MS_REMOUNT | MS_BIND | flags)
+                mount(None, bind, None, MS_REMOUNT | MS_BIND | bind_flags(flags, _shown_by(bind, place)))
     except OSError as error:
         raise ConfigError(f"{options.mountpoint}: {error.strerror}") from None
+
+
+def _shown_by(bind: bytes, mountpoint: bytes) -> MountLine | None:
+    """The mount that this is a bind of; the bind itself (what it is stays) where that has been unmounted."""
+    _, _, path = bind.removeprefix(mountpoint + b"/").partition(b"/")
+    return mount_at(b"/" + path) or mount_at(bind)
 
 
 def _is_cover(bind: bytes, mountpoint: bytes) -> bool:

@@ -34,6 +34,14 @@ log = logging.getLogger(__name__)
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOEXEC: Final = 8
+_MS_NOSYMFOLLOW: Final = 256
+_OWN_FLAGS: Final = {
+    b"ro": MS_RDONLY,
+    b"nosuid": _MS_NOSUID,
+    b"nodev": _MS_NODEV,
+    b"noexec": _MS_NOEXEC,
+    b"nosymfollow": _MS_NOSYMFOLLOW,
+}
 
 
 def bind_self(mountpoint: bytes, node_id: int, kernel_flags: int, cover: bytes) -> None:
@@ -48,12 +56,12 @@ def bind_self(mountpoint: bytes, node_id: int, kernel_flags: int, cover: bytes) 
         for line in local_trees(mounts(), mountpoint):
             target = place if line.mountpoint == b"/" else place + line.mountpoint
             try:
-                _bind(line.mountpoint, target, kernel_flags)
+                _bind(line.mountpoint, target, bind_flags(kernel_flags, line))
             except OSError as error:
                 if line.mountpoint == b"/":
                     raise
                 log.warning("%s is not shown under %s: %s", os.fsdecode(line.mountpoint), os.fsdecode(place), error)
-        _bind(cover, place + mountpoint, kernel_flags | MS_RDONLY)
+        _bind(cover, place + mountpoint, bind_flags(kernel_flags | MS_RDONLY, None))
     except BaseException:
         undo(mountpoint)
         raise
@@ -96,11 +104,18 @@ def _is_below(path: bytes, directory: bytes) -> bool:
     return path != directory and path.startswith(directory.rstrip(b"/") + b"/")
 
 
-def _bind(source: bytes, target: bytes, kernel_flags: int) -> None:
+def bind_flags(kernel_flags: int, source: MountLine | None) -> int:
+    """The MS_ flags of a bind: those of our mount and those of the mount that it shows, which a remount replaces."""
+    wanted = kernel_flags & (MS_RDONLY | _MS_NOSUID | _MS_NOEXEC) | _MS_NODEV
+    for word in source.options.split(b",") if source else ():
+        wanted |= _OWN_FLAGS.get(word, 0)
+    return wanted
+
+
+def _bind(source: bytes, target: bytes, flags: int) -> None:
     mount(source, target, None, MS_BIND)
     mount(None, target, None, MS_PRIVATE)
-    wanted = kernel_flags & (MS_RDONLY | _MS_NOSUID | _MS_NOEXEC) | _MS_NODEV
-    mount(None, target, None, MS_REMOUNT | MS_BIND | wanted)
+    mount(None, target, None, MS_REMOUNT | MS_BIND | flags)
 
 
 def binds_below(mountpoint: bytes) -> list[bytes]:

@@ -29,7 +29,9 @@ from omfs.mount.takenops import install_takers
 
 log = logging.getLogger(__name__)
 
-WORKERS_MAX: Final = 1024  # requests that may wait at the same time; idle ones cost a few KiB
+# Requests that may wait at the same time: no bound of ours, as each has a waiting thread of a program behind it.  Were
+# they all taken by those that wait for one node, nobody would read unlocks, INTERRUPTs and what is for other nodes.
+WORKERS_MAX: Final = 1 << 20
 READ_AHEAD_KIB: Final = 1024  # what the kernel reads ahead for mmap and sendfile; direct_io reads have none
 
 

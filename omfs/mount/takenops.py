@@ -40,9 +40,10 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
     data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
     # The flags of now, not of open(2): fcntl(F_SETFL) may have changed O_APPEND.  What comes from the page cache
     # (a shared mmap) has its place.
+    kill_set_id = bool(write.write_flags & abi.WRITE_KILL_SUIDGID)
     if write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE:
-        return abi.write_reply(unique, await file.append(data))
-    return abi.write_reply(unique, await file.write(write.offset, data))
+        return abi.write_reply(unique, await file.append(data, kill_set_id))
+    return abi.write_reply(unique, await file.write(write.offset, data, kill_set_id))
 
 
 def _look_up(just_told: JustTold) -> Handler:
@@ -119,7 +120,7 @@ _HANDLERS: Final[dict[int, Handler]] = {
 
 def install_takers(hook: Hook, operations: FileOperations) -> None:
     """Let the hook take these operations out of pyfuse3's stream."""
-    just_told = JustTold()
+    just_told = JustTold(hook.next_answers)
     for opcode, handler in _HANDLERS.items():
         hook.takers[opcode] = _taker(operations, handler)
     look_up = _taker(operations, _look_up(just_told))

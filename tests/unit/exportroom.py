@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,20 @@ BOB_IN_STAFF = wire.Caller(1001, 1001, (1001, 50))
 STAFF = 50
 
 R = TypeVar("R", bound=wire.Message)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Inside, this process can open so many files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open("/", os.O_PATH) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextmanager
@@ -58,8 +73,12 @@ class Asker:
     def act_as(self, caller: wire.Caller) -> Asker:
         return Asker(self.service, self.session, caller)
 
+    def begin(self, request: wire.Message, bulk: bytes | bytearray = b"") -> Any:
+        """What the server gets: the answer, or work that has not begun."""
+        return self.service.answer(cast(Session, self.session), cast(Any, request), bulk)
+
     async def ask(self, request: wire.Message, bulk: bytes | bytearray = b"") -> tuple[wire.Message, Any]:
-        answer = self.service.answer(cast(Session, self.session), cast(Any, request), bulk)
+        answer = self.begin(request, bulk)
         if inspect.iscoroutine(answer):
             answer = await answer
         assert isinstance(answer, tuple)
@@ -174,7 +193,7 @@ def file_system(kind: str, room: Path) -> Iterator[Path]:
             return
         image = room / "image"
         with image.open("wb") as file:
-            file.truncate(64 << 20)
+            file.truncate(256 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", str(image)], check=True)
         ext4 = stack.enter_context(mounted(room / "ext4", "-o", "loop,acl,user_xattr", str(image)))
         if kind == "ext4":

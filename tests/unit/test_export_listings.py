@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from pathlib import Path
 
 import pytest
 
 from omfs import wire
-from omfs.config import READDIR_REPLY_BYTES
-from tests.unit.exportroom import ANN, ROOT, Asker, refused
+from omfs.config import READDIR_REPLY_BYTES, Tree
+from omfs.errors import BadHandle
+from tests.unit.exportroom import ANN, ROOT, Asker, FakeSession, refused, serving
 
 pytestmark = pytest.mark.lab
 
@@ -125,3 +127,28 @@ async def test_ten_times_the_names_take_ten_times_as_long(root: Asker, tmp_path:
         assert len(await root.list(handle)) == count
         seconds[count] = time.thread_time() - begun_s
     assert seconds[40_000] < 30 * seconds[4_000]
+
+
+@pytest.mark.parametrize("squash", [False, True])
+async def test_who_may_read_but_not_search_sees_only_names(room: Path, tmp_path: Path, squash: bool) -> None:
+    (room / "sub" / "inner").mkdir(parents=True)
+    (room / "sub" / "file").write_bytes(b"secret")
+    (room / "sub").chmod(0o744)
+    with serving(tmp_path / "state", Tree(str(room), root_squash=squash)) as service:
+        asker = Asker(service, FakeSession(), ROOT if squash else ANN)
+        here = (await asker.walk(room)).handle
+        sub = (await asker.look_up(here, "sub")).handle
+        listed = await asker.list(sub)
+        assert sorted(listed) == [b"file", b"inner"]
+        for native in os.scandir(os.fsencode(room / "sub")):
+            entry = listed[native.name]
+            kind = stat.S_IFDIR if native.is_dir() else stat.S_IFREG
+            assert entry.attributes == wire.Attributes(kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, native.inode())
+            with pytest.raises(BadHandle):
+                await asker.attributes(entry.handle)
+        assert listed[b"file"].handle != listed[b"inner"].handle
+        with refused(errno.EACCES):
+            await asker.look_up(sub, "file")
+        (room / "sub").chmod(0o745)
+        assert (await asker.list(sub))[b"file"].attributes.size_bytes == 6
+        asker.end()

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omfs import wire
+from omfs.errors import OpenLost
 from omfs.export.ranges import F_RDLCK, F_UNLCK, F_WRLCK, HeldRanges
 from omfs.export.service import ExportService
 from omfs.kernel.filelocks import RANGE_END, LockWait, RangeLock, probe_range, set_range
@@ -278,20 +279,108 @@ async def test_a_cancelled_range_wait_changes_nothing(root: Asker, other: Asker,
 
 
 @lab
-async def test_a_wait_ends_when_its_owner_closes_the_file(root: Asker, other: Asker, room: Path) -> None:
+async def test_a_wait_goes_on_when_its_owner_gives_its_locks_up(root: Asker, other: Asker, room: Path) -> None:
+    """Another thread closed the file: what was held is free at once, and the waiter still gets what it waits for."""
+    mine, theirs = await opened(root, room / "file"), await opened(other, room / "file")
+    await lock(root, mine, F_WRLCK, 0, 9)
+    await lock(other, theirs, F_WRLCK, 20, 29)
+    async with trio.open_nursery() as nursery:
+        for start in (0, 5):
+            nursery.start_soon(lock, other, theirs, F_WRLCK, start, start, 1, True)
+        await until_waiting(2)
+        await other.get(wire.ReleaseLocks(theirs, 1), wire.Done)
+        await lock(root, mine, F_WRLCK, 20, 29)
+        await until_waiting(2)
+        await lock(root, mine, F_UNLCK, 0, 9)
+    for start in (0, 5):
+        with refused(errno.EAGAIN):
+            await lock(root, mine, F_WRLCK, start, start)
+    await lock(root, mine, F_WRLCK, 1, 4)
+
+
+@lab
+@pytest.mark.parametrize("how", ["close", "session"])
+async def test_a_wait_ends_with_its_open_and_its_session(root: Asker, other: Asker, room: Path, how: str) -> None:
     mine, theirs = await opened(root, room / "file"), await opened(other, room / "file")
     await lock(root, mine, F_WRLCK)
 
     async def wait() -> None:
-        with refused(errno.EINTR):
+        with pytest.raises(OpenLost):
             await lock(other, theirs, F_WRLCK, wait=True)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await until_waiting(1)
-        await other.get(wire.ReleaseLocks(theirs, 1), wire.Done)
-        await lock(root, mine, F_UNLCK)
+        if how == "close":
+            await other.close(theirs)
+        else:
+            other.end()
+    assert waiting_threads() == 0
+    await lock(root, mine, F_UNLCK)
+    await lock(root, mine, F_WRLCK, owner=2)
+
+
+@lab
+async def test_a_wait_is_not_disturbed_by_its_owners_other_attempts(root: Asker, other: Asker, room: Path) -> None:
+    mine, theirs = await opened(root, room / "file"), await opened(other, room / "file")
     await lock(root, mine, F_WRLCK)
+    answer = other.begin(wire.LockRange(theirs, 1, F_WRLCK, 0, 9, 101, True))
+    assert not isinstance(answer, tuple)
+    with refused(errno.EAGAIN):
+        await lock(other, theirs, F_WRLCK)  # fails before the other one begins
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: answer)
+        await until_waiting(1)
+        await lock(root, mine, F_UNLCK)
+    with refused(errno.EAGAIN):
+        await lock(root, mine, F_WRLCK, 9, 9)
+
+
+@lab
+async def test_a_reader_that_turns_writer_while_it_waits(root: Asker, other: Asker, room: Path) -> None:
+    reading, writing = await opened(root, room / "file", os.O_RDONLY), await opened(root, room / "file")
+    theirs = await opened(other, room / "file")
+    await lock(other, theirs, F_WRLCK, 50, 59)
+    await lock(root, reading, F_RDLCK, 0, 9)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lock, root, reading, F_RDLCK, 50, 59, 1, True)
+        await until_waiting(1)
+        await lock(root, writing, F_WRLCK, 0, 9)
+        await until_waiting(1)
+        await lock(other, theirs, F_UNLCK)
+    for at in (0, 50):
+        with refused(errno.EAGAIN):
+            await lock(other, theirs, F_WRLCK, at, at)
+
+
+@lab
+async def test_one_node_does_not_take_all_waiters(
+    root: Asker, other: Asker, service: ExportService, room: Path
+) -> None:
+    mine = await opened(root, room / "file")
+    await lock(root, mine, F_WRLCK)
+    greedy = Asker(service, FakeSession(4))
+    await greedy.walk(room)
+    greedy.session.data.files.share._waiters_left = 2
+    theirs, third = await opened(greedy, room / "file"), await opened(other, room / "file")
+    async with trio.open_nursery() as nursery:
+        for owner in (1, 2):
+            nursery.start_soon(lock, greedy, theirs, F_WRLCK, 0, 9, owner, True)
+        await until_waiting(2)
+        with refused(errno.ENOLCK):
+            await lock(greedy, theirs, F_WRLCK, owner=3, wait=True)
+        with refused(errno.ENOLCK):
+            await flock_taken(greedy, theirs, root, mine)
+        nursery.start_soon(lock, other, third, F_RDLCK, 20, 29, 1, True)
+        await until_waiting(3)
+        nursery.cancel_scope.cancel()
+    assert greedy.session.data.files.share._waiters_left == 2
+    greedy.end()
+
+
+async def flock_taken(waiter: Asker, waiters: int, holder: Asker, holders: int) -> None:
+    await flock(holder, holders, fcntl.LOCK_EX)
+    await flock(waiter, waiters, fcntl.LOCK_EX, wait=True)
 
 
 async def until_waiting(count: int) -> None:

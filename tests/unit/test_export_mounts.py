@@ -17,7 +17,8 @@ from omfs import wire
 from omfs.config import Tree
 from omfs.errors import ConfigError, StaleHandle
 from omfs.export.service import ExportService
-from tests.unit.exportroom import ANN, ROOT, Asker, FakeSession, mounted, refused, serving
+from omfs.kernel.mounttable import parse_mountinfo
+from tests.unit.exportroom import ANN, ROOT, Asker, FakeSession, descriptors_left, mounted, refused, serving
 
 pytestmark = pytest.mark.lab
 
@@ -288,3 +289,71 @@ async def test_what_a_node_tells_about_itself(root: Asker) -> None:
 def test_a_wrong_tree_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absolute path"), serving(tmp_path, Tree("relative")):
         pass
+
+
+async def test_an_owner_without_descriptors_does_not_lose_its_trees(room: Path, tmp_path: Path) -> None:
+    (room / "way" / "secret").mkdir(parents=True)
+    with serving(tmp_path / "state", Tree(str(room / "way" / "secret"), hidden=True)) as service:
+        asker = Asker(service, FakeSession())
+        way = (await asker.walk(room / "way")).handle
+        with descriptors_left(1), refused(errno.EMFILE):
+            await asker.remove(way, "secret", directory=True)
+        assert (room / "way" / "secret").is_dir()
+        service.drop_idle()
+        service.drop_idle()
+        with descriptors_left(0), refused(errno.EMFILE):
+            await asker.attributes(way)
+        assert (await asker.attributes(way)).nlink >= 1
+        asker.end()
+
+
+async def test_a_hidden_tree_is_hidden_under_other_names_too(room: Path, tmp_path: Path) -> None:
+    (room / "way" / "secret").mkdir(parents=True)
+    with (
+        serving(tmp_path / "state", Tree(str(room / "way" / "secret"), hidden=True)) as service,
+        mounted(room / "alias", "--bind", str(room / "way")) as alias,
+    ):
+        asker = Asker(service, FakeSession())
+        handle = (await asker.walk(alias)).handle
+        assert await asker.list(handle) == {}
+        with refused(errno.ENOENT):
+            await asker.look_up(handle, "secret")
+        with refused(errno.EBUSY):
+            await asker.remove(handle, "secret", directory=True)
+        asker.end()
+
+
+async def test_a_narrower_bind_makes_old_handles_stale(root: Asker, service: ExportService, room: Path) -> None:
+    (room / "outer" / "inner").mkdir(parents=True)
+    (room / "outer" / "secret").touch()
+    with mounted(room / "bound", "--bind", str(room / "outer")) as bound:
+        secret = await root.walk(bound / "secret")
+        service.drop_idle()
+        service.drop_idle()
+        subprocess.run(["umount", str(bound)], check=True)
+        subprocess.run(["mount", "--bind", str(room / "outer" / "inner"), str(bound)], check=True)
+        with pytest.raises(StaleHandle):
+            await root.attributes(secret.handle)
+
+
+async def test_a_new_mount_with_an_old_mounts_id(root: Asker, service: ExportService, room: Path) -> None:
+    for name in ("one", "two"):
+        (room / name).mkdir()
+    here = (await root.walk(room)).handle
+    with mounted(room / "one", "-t", "tmpfs", "omfs-test"):
+        await root.look_up(here, "one")
+        old_id = mount_ids()[room / "one"]
+        service.drop_idle()
+        service.drop_idle()
+        await root.attributes(here)  # what it lies on stays open, so nothing asks whether the table changed
+        subprocess.run(["umount", str(room / "one")], check=True)
+        with mounted(room / "two", "-t", "tmpfs", "omfs-test") as two:
+            assert mount_ids()[two] == old_id
+            found = await root.look_up(here, "two")
+            assert (await root.attributes(found.handle)).inode == two.stat().st_ino
+        subprocess.run(["mount", "-t", "tmpfs", "omfs-test", str(room / "one")], check=True)
+
+
+def mount_ids() -> dict[Path, int]:
+    lines = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    return {Path(os.fsdecode(line.mountpoint)): line.mount_id for line in lines}

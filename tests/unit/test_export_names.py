@@ -294,3 +294,43 @@ async def test_renaming(root: Asker, room: Path) -> None:
         await root.rename(here, "sub", sub, "inside itself")
     with pytest.raises(FileNotFoundError):
         await root.rename(here, "nothing", sub, "new")
+
+
+async def test_a_rename_neither_moves_nor_replaces_a_device(root: Asker, room: Path) -> None:
+    os.mknod(room / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    (room / "file").touch()
+    here = (await root.walk(room)).handle
+    for flags, number in ((0, errno.EACCES), (1, errno.EEXIST), (2, errno.ENOENT)):
+        with refused(number):
+            await root.rename(here, "file", here, "null", flags)
+    assert stat.S_ISCHR((room / "null").stat().st_mode)
+    with refused(errno.ENOENT):
+        await root.rename(here, "file", here, "nothing", 2)
+
+
+def make_big(path: Path) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.posix_fallocate(fd, 0, 17 << 20)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("how", ["remove", "rename"])
+async def test_freeing_a_big_file_is_begun_later_or_never(root: Asker, room: Path, how: str) -> None:
+    """The work is a coroutine: one that is closed before it began has done nothing and holds nothing."""
+    here = (await root.walk(room)).handle
+    make_big(room / "big")
+    (room / "new").touch()
+    requests: dict[str, wire.Message] = {
+        "remove": wire.RemoveName(here, b"big", False, ROOT),
+        "rename": wire.RenameName(here, b"new", here, b"big", 0, ROOT),
+    }
+    before = len(os.listdir("/proc/self/fd"))
+    work = root.begin(requests[how])
+    assert not isinstance(work, tuple)
+    work.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert sorted(os.listdir(room)) == ["big", "new"]
+    await root.get(requests[how], wire.Done)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(room) == ["new" if how == "remove" else "big"]
+    assert os.statvfs(room).f_bavail * os.statvfs(room).f_frsize > 17 << 20

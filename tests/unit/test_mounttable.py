@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omfs.kernel.mounttable import MountLine, is_real_tree, is_within_reach, parse_mountinfo
+from omfs.kernel.mounttable import MountLine, is_real_tree, parse_mountinfo, real_trees_within_reach
 
 TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -20,8 +20,8 @@ TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 
 def test_lines_are_taken_apart() -> None:
     lines = parse_mountinfo(TABLE)
-    assert lines[0] == MountLine(22, 27, b"0:21", b"/", b"/proc", b"proc")
-    assert lines[2] == MountLine(36, 27, b"98:0", b"/mnt1", b"/mnt 2\ttab\\", b"ext3")
+    assert lines[0] == MountLine(22, 27, b"0:21", b"/", b"/proc", b"proc", b"rw,relatime")
+    assert lines[2] == MountLine(36, 27, b"98:0", b"/mnt1", b"/mnt 2\ttab\\", b"ext3", b"rw,noatime")
     assert [line.fstype for line in lines] == [b"proc", b"ext4", b"ext3", b"fuse.omfs"]
 
 
@@ -38,7 +38,7 @@ def test_what_is_no_table_is_refused(line: bytes) -> None:
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name))
 def test_every_mountpoint_survives_the_kernels_escaping(name: bytes) -> None:
-    escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" or byte < 32 else bytes([byte]) for byte in name)
+    escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)
     (line,) = parse_mountinfo(b"1 2 0:1 / /" + escaped + b" rw - ext4 x rw")
     assert line.mountpoint == b"/" + name
 
@@ -72,6 +72,24 @@ def test_what_lies_in_a_hidden_mount_is_out_of_reach() -> None:
 10 9 0:8 / /boot rw - vfat x rw
 11 10 0:9 / /boot/efi rw - vfat x rw
 """
-    table = {line.mount_id: line for line in parse_mountinfo(text)}
-    real = [line for line in table.values() if is_real_tree(line.fstype)]
-    assert [line.mount_id for line in real if is_within_reach(line, table)] == [1, 2, 3, 10, 11]
+    assert [line.mount_id for line in real_trees_within_reach(parse_mountinfo(text))] == [1, 2, 3, 10, 11]
+
+
+def test_what_another_mount_was_laid_over_is_out_of_reach() -> None:
+    text = rb"""1 1 0:1 / / rw - rootfs x rw
+2 1 0:2 / / rw - ext4 x rw
+3 2 0:3 / /srv/disk rw - ext4 x rw
+4 3 0:4 / /srv/disk/inner rw - ext4 x rw
+5 2 0:5 / /srv rw - fuse.sshfs x rw
+6 2 0:6 / /srv2 rw - tmpfs x rw
+7 6 0:7 / /srv2/sub rw - tmpfs x rw
+8 6 0:8 / /srv2 rw - tmpfs x rw
+9 8 0:9 / /srv2/sub rw - tmpfs x rw
+"""
+    assert [line.mount_id for line in real_trees_within_reach(parse_mountinfo(text))] == [1, 2, 6, 8, 9]
+
+
+def test_a_carriage_return_is_part_of_its_line() -> None:
+    """The kernel does not escape it, and any user may name his FUSE file system so."""
+    (line,) = parse_mountinfo(b"1 2 0:1 / /mnt rw - fuse.sshfs a\rb\x0b\x0c\x1c\x85 rw\n")
+    assert line.fstype == b"fuse.sshfs"

@@ -1,99 +1,25 @@
-"""Remote nodes and files against a fake peer: reopening, locks, what is owed."""
+"""Remote nodes and files against a fake peer: reopening, what is owed."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
 from omfs import wire
-from omfs.errors import NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
 from omfs.mount.ranges import Range
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import LockLost, RemoteFile, create_file, open_directory, open_file
+from omfs.mount.remotefile import create_file, open_directory, open_file
 from omfs.net.peer import Peer
+from tests.unit.fakepeer import ATTRIBUTES, USER, FakePeer, opened
 
-ATTRIBUTES = wire.Attributes(0o100644, 1, 0, 0, 0, 5, 8, 4096, 0, 0, 0, 9)
-USER = wire.Caller(1000, 1000)
 ALL = Range(0, 2**63 - 1, fcntl.F_WRLCK, 77)
-
-
-class FakePeer:
-    """An owner that can restart, go away, and give locks to somebody else."""
-
-    node_id = 2
-    silent_s = 0.0
-    linger = None
-
-    def __init__(self) -> None:
-        self.state = "up"
-        self.epoch = 0
-        self.asked: list[wire.Message] = []
-        self.opens: set[int] = set()
-        self.refuse: dict[type, OmfsError] = {}
-        self.before: Callable[[wire.Message], None] | None = None
-        self.silence = False
-        self._next = 100
-
-    def restart(self) -> None:
-        self.opens.clear()
-        self.epoch += 1
-        self._next += 1000
-
-    async def call(self, request: Any, expect: Any, bulk: Any = b"") -> Any:
-        return (await self.call_for_bulk(request, expect, bulk))[0]
-
-    async def call_for_bulk(self, request: Any, expect: Any, bulk: Any = b"") -> Any:
-        await trio.lowlevel.checkpoint()
-        if self.silence:
-            await trio.sleep_forever()
-        if self.before is not None:
-            self.before(request)
-        if self.state == "down":
-            raise NodeDown("down")
-        self.asked.append(request)
-        for name in ("open_id", "source_open_id", "target_open_id"):
-            used = getattr(request, name, None)
-            if used is not None and used not in self.opens:
-                raise OpenLost("restarted")
-        if type(request) in self.refuse:
-            raise self.refuse[type(request)]
-        if isinstance(request, wire.CloseFile):
-            self.opens.remove(request.open_id)
-        if isinstance(request, wire.CloseFiles):
-            self.opens.difference_update(request.open_ids)
-        return self._reply(request, bulk)
-
-    def _reply(self, request: Any, bulk: Any) -> tuple[wire.Message, bytes]:
-        match request:
-            case wire.OpenFile() | wire.OpenDirectory() | wire.CreateFile():
-                self._next += 1
-                self.opens.add(self._next)
-                if isinstance(request, wire.CreateFile):
-                    return wire.FileCreated(self._next, b"new", ATTRIBUTES), b""
-                return wire.FileOpened(self._next), b""
-            case wire.ReadBlocks():
-                return wire.BlocksRead(), b"data"
-            case wire.WriteBlocks() | wire.AppendBlocks():
-                return wire.BlocksWritten(len(bulk)), b""
-            case wire.CopyRange():
-                return wire.BlocksWritten(request.size_bytes), b""
-            case wire.GetAttributes() | wire.SetAttributes():
-                return wire.AttributesGot(ATTRIBUTES), b""
-            case wire.AttachTree():
-                return wire.Found(b"root", ATTRIBUTES), b""
-            case wire.ReadDirectory():
-                return wire.DirectoryRead((), True), b""
-            case _:
-                return wire.Done(), b""
-
-    def of(self, kind: type) -> list[Any]:
-        return [request for request in self.asked if type(request) is kind]
+INDEFINITE = [NodeDown("away"), Interrupted("killed"), HelloRefused("no"), OutcomeUnknown("restarted")]
 
 
 @pytest.fixture
@@ -104,10 +30,6 @@ def peer() -> FakePeer:
 @pytest.fixture
 def node(peer: FakePeer) -> RemoteNode:
     return RemoteNode(cast(Peer, peer))
-
-
-async def opened(node: RemoteNode, flags: int = os.O_RDWR) -> RemoteFile:
-    return await open_file(node, b"handle", flags, USER)
 
 
 async def test_only_flags_that_mean_something_travel(peer: FakePeer, node: RemoteNode) -> None:
@@ -136,6 +58,13 @@ async def test_after_a_restart_the_file_is_opened_again_and_the_call_repeated(pe
     peer.restart()
     await file.set_attributes(wire.SetAttributes(b"handle", USER, size_bytes=3))
     assert peer.of(wire.SetAttributes)[-1].open_id == file.open_id
+
+
+async def test_a_program_is_opened_again_as_one(peer: FakePeer, node: RemoteNode) -> None:
+    file = await open_file(node, b"handle", os.O_RDONLY | 0x20, USER, execute=True)
+    peer.restart()
+    await file.read(0, 10)
+    assert [(request.flags, request.execute) for request in peer.of(wire.OpenFile)] == [(os.O_RDONLY, True)] * 2
 
 
 async def test_tasks_that_meet_a_restart_together_open_once(peer: FakePeer, node: RemoteNode) -> None:
@@ -191,91 +120,6 @@ async def test_an_append_whose_outcome_is_unknown_is_not_repeated(peer: FakePeer
     assert len(peer.of(wire.AppendBlocks)) == 1
 
 
-# ---------------------------------------------------------------- locks
-
-
-async def test_locks_are_taken_again(peer: FakePeer, node: RemoteNode) -> None:
-    file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
-    await file.lock_range(11, ALL._replace(end=9), True)
-    await file.lock_range(12, Range(20, 29, fcntl.F_RDLCK, 78), False)
-    await file.lock_range(11, Range(4, 5, fcntl.F_UNLCK, 77), False)
-    peer.restart()
-    peer.asked.clear()
-    await file.read(0, 1)
-    assert peer.of(wire.LockFile) == [wire.LockFile(file.open_id, fcntl.LOCK_EX, False)]
-    assert {(lock.owner, lock.start, lock.end, lock.kind, lock.wait) for lock in peer.of(wire.LockRange)} == {
-        (11, 0, 3, fcntl.F_WRLCK, False),
-        (11, 6, 9, fcntl.F_WRLCK, False),
-        (12, 20, 29, fcntl.F_RDLCK, False),
-    }
-
-
-@pytest.mark.parametrize("kind", [wire.LockFile, wire.LockRange])
-async def test_a_lost_lock_stops_the_files_use(peer: FakePeer, node: RemoteNode, kind: type) -> None:
-    file, other = await opened(node), await opened(node)
-    if kind is wire.LockFile:
-        await file.lock_file(fcntl.LOCK_EX, True)
-    else:
-        await file.lock_range(11, ALL, True)
-    peer.restart()
-    peer.refuse[kind] = RemoteFailure(11)
-    for _ in range(2):
-        with pytest.raises(LockLost) as lost:
-            await file.read(0, 1)
-        assert lost.value.errno == 5
-    with pytest.raises(LockLost):
-        await file.write(0, b"x")
-    if kind is wire.LockRange:  # POSIX locks belong to the process and the object
-        with pytest.raises(LockLost):
-            await other.append(b"x")
-    else:
-        assert await other.read(0, 1) == b"data"
-
-
-async def test_given_back_locks_are_not_taken_again(peer: FakePeer, node: RemoteNode) -> None:
-    file = await opened(node)
-    await file.lock_file(fcntl.LOCK_SH, True)
-    await file.lock_file(fcntl.LOCK_UN, False)
-    await file.lock_range(11, ALL, True)
-    await file.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), True)
-    assert not file.holds_locks
-    await file.lock_range(11, ALL, True)
-    await file.release_ranges(11)
-    peer.restart()
-    peer.asked.clear()
-    await file.read(0, 1)
-    assert not peer.of(wire.LockFile)
-    assert not peer.of(wire.LockRange)
-
-
-async def test_a_close_asks_nothing_without_posix_locks(peer: FakePeer, node: RemoteNode) -> None:
-    file, other = await opened(node), await opened(node)
-    await other.lock_range(11, ALL, True)
-    await file.release_ranges(12)
-    assert not peer.of(wire.ReleaseLocks)
-    await file.release_ranges(11)  # any descriptor of the object
-    assert peer.of(wire.ReleaseLocks) == [wire.ReleaseLocks(other.open_id, 11)]
-    assert not other.holds_locks
-
-
-async def test_a_refused_lock_is_not_held(peer: FakePeer, node: RemoteNode) -> None:
-    file = await opened(node)
-    peer.refuse[wire.LockRange] = RemoteFailure(11)
-    with pytest.raises(RemoteFailure):
-        await file.lock_range(11, ALL, False)
-    assert not file.holds_locks
-
-
-async def test_the_last_close_ends_locks_of_the_open_file_description(peer: FakePeer, node: RemoteNode) -> None:
-    file = await opened(node)
-    await file.lock_range(99, ALL, True)
-    await file.close()
-    assert peer.of(wire.ReleaseLocks) == [wire.ReleaseLocks(file.open_id, 99)]
-    assert not peer.opens
-    assert not node.files
-
-
 # ---------------------------------------------------------------- what is owed; restarts; the root
 
 
@@ -291,6 +135,27 @@ async def test_a_close_while_the_node_is_away_is_made_good(
     peer.state = "up"
     await trio.sleep(5)
     assert not peer.opens
+
+
+@pytest.mark.parametrize("error", INDEFINITE)
+async def test_a_close_that_did_not_arrive_is_made_good(
+    peer: FakePeer,
+    node: RemoteNode,
+    error: OmfsError,
+    autojump_clock: trio.testing.MockClock,
+    nursery: trio.Nursery,
+) -> None:
+    nursery.start_soon(node.tend)
+    first, second = await opened(node), await opened(node)
+    await first.lock_range(11, ALL, True)
+    peer.refuse = {wire.CloseFile: error, wire.ReleaseLocks: error}
+    await first.close()
+    peer.refuse = {}
+    await second.close()
+    peer.asked.clear()
+    await trio.sleep(3)
+    assert not peer.opens
+    assert [type(request) for request in peer.asked] == [wire.ReleaseLocks, wire.CloseFile, wire.CloseFile], "in order"
 
 
 async def test_nothing_is_owed_to_an_owner_that_restarted(

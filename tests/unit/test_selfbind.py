@@ -1,9 +1,16 @@
-"""Which mounts make up this machine's tree."""
+"""Which mounts make up this machine's tree, and what its binds allow."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
+
+from omfs.kernel.mounting import mount_at, unmount
 from omfs.kernel.mounttable import parse_mountinfo
-from omfs.mount.selfbind import local_trees
+from omfs.mount.selfbind import _bind, bind_flags, local_trees
+from tests.unit.exportroom import mounted
 
 TABLE = b"""\
 21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
@@ -53,3 +60,29 @@ def test_a_root_over_the_root_hides_what_was_below() -> None:
         b"4 3 8:4 / /var rw - ext4 d rw\n"
     )
     assert shown(table) == {b"/": 3, b"/var": 4}
+
+
+def test_a_bind_keeps_the_limits_of_what_it_shows() -> None:
+    (line,) = parse_mountinfo(b"21 1 8:1 / /usr/ro ro,nosuid,nodev,noexec,nosymfollow,relatime - ext4 /dev/sda1 rw")
+    ro, nosuid, nodev, noexec, nosymfollow = 1, 2, 4, 8, 256
+    assert bind_flags(0, line) == ro | nosuid | nodev | noexec | nosymfollow
+    assert bind_flags(nosuid, line._replace(options=b"rw,noexec")) == nosuid | nodev | noexec
+    assert bind_flags(ro, None) == ro | nodev, "devices never work through a bind"
+    assert bind_flags(1 << 10, line._replace(options=b"rw")) == nodev, "atime flags stay as the mount has them"
+
+
+def test_a_real_bind_of_a_read_only_mount_is_read_only(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with mounted(source, "-t", "tmpfs", "-o", "ro,noexec", "omfs-test"):
+        target.mkdir()
+        line = mount_at(os.fsencode(source))
+        assert line is not None
+        _bind(os.fsencode(source), os.fsencode(target), bind_flags(0, line))
+        try:
+            with pytest.raises(OSError, match="Read-only"):
+                (target / "new").touch()
+            found = mount_at(os.fsencode(target))
+            assert found is not None
+            assert {b"ro", b"noexec", b"nodev"} <= set(found.options.split(b","))
+        finally:
+            unmount(os.fsencode(target))

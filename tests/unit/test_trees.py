@@ -122,3 +122,9 @@ def test_identities_are_not_kept_without_end() -> None:
 
 def test_devices_are_not_shown() -> None:
     assert [is_shown(kind << 12) for kind in (1, 2, 4, 6, 8, 10, 12)] == [True, False, True, False, True, True, True]
+
+
+def test_callers_with_very_many_groups_are_not_kept() -> None:
+    tree = ExportTrees(()).root
+    caller = wire.Caller(1, 1, (5,) * 257)
+    assert tree.identity_of(caller) is not tree.identity_of(caller)

@@ -112,8 +112,8 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "9218cd03e8",
     ),
     (
-        wire.OpenFile(handle=b"file", flags=2, caller=CALLER, reclaim=True),
-        "1e00000000000000020100000000000095a84f70656e46696c65c40466696c650293cd03e8cd03e89218cd03e8c3",
+        wire.OpenFile(handle=b"file", flags=0, caller=CALLER, reclaim=False, execute=True),
+        "1f00000000000000020100000000000096a84f70656e46696c65c40466696c650093cd03e8cd03e89218cd03e8c2c3",
     ),
     (
         wire.CreateFile(parent=b"dir", name=b"new", mode=0o644, umask=0o22, flags=0o302, caller=CALLER),
@@ -125,12 +125,12 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "2300000000000000020100000000000094aa52656164426c6f636b73cf0000000500000001cf0000010000000000ce00100000",
     ),
     (
-        wire.WriteBlocks(open_id=7, offset=4096),
-        "1100000000000000020100000000000093ab5772697465426c6f636b7307cd1000",
+        wire.WriteBlocks(open_id=7, offset=4096, kill_set_id=True),
+        "1200000000000000020100000000000094ab5772697465426c6f636b7307cd1000c3",
     ),
     (
-        wire.AppendBlocks(open_id=7),
-        "0f00000000000000020100000000000092ac417070656e64426c6f636b7307",
+        wire.AppendBlocks(open_id=7, kill_set_id=True),
+        "1000000000000000020100000000000093ac417070656e64426c6f636b7307c3",
     ),
     (
         wire.CloseFile(open_id=7),
