@@ -16,6 +16,9 @@ from omfs import wire
 LOOKUP: Final = 1
 GETATTR: Final = 3
 SETATTR: Final = 4
+UNLINK: Final = 10
+OPEN: Final = 14
+READ: Final = 15
 WRITE: Final = 16
 STATFS: Final = 17
 RELEASE: Final = 18
@@ -84,6 +87,7 @@ IN_HEADER: Final = struct.Struct("<IIQQIII")
 IN_HEADER_BYTES: Final = 40
 _OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error, unique
 
+_FOPEN_DIRECT_IO: Final = 1
 LOCK_IS_FLOCK: Final = 1  # FUSE_LK_FLOCK
 WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
 WRITE_KILL_SUIDGID: Final = 4
@@ -92,6 +96,7 @@ SETATTR_MTIME_NOW: Final = 1 << 8
 
 WRITE_HEADER_BYTES: Final = IN_HEADER_BYTES + 40
 _WRITE_IN: Final = struct.Struct("<QQIIQI")  # fh, offset, size, write_flags, lock_owner, flags
+_READ_IN: Final = struct.Struct("<QQI")  # fh, offset, size, and more
 _LOCK_IN: Final = struct.Struct("<QQQQIII")  # fh, owner, start, end, type, pid, lk_flags
 _FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh, offset, length, mode
 _LSEEK_IN: Final = struct.Struct("<QQI")  # fh, offset, whence
@@ -168,8 +173,8 @@ def interrupted_unique(request: memoryview) -> int:
     return int(_INTERRUPT_IN.unpack_from(request, IN_HEADER_BYTES)[0])
 
 
-def lookup_name(request: memoryview) -> bytes:
-    """Of a LOOKUP: the name, which ends with a NUL."""
+def last_name(request: memoryview) -> bytes:
+    """Of a LOOKUP or UNLINK: the name, which ends with a NUL."""
     return bytes(request[IN_HEADER_BYTES:-1])
 
 
@@ -181,6 +186,22 @@ def setattr_valid(request: memoryview) -> int:
 def setxattr_flags(request: memoryview) -> int:
     """Of a SETXATTR: XATTR_CREATE 1, XATTR_REPLACE 2."""
     return int(struct.unpack_from("<I", request, IN_HEADER_BYTES + 4)[0])
+
+
+def open_flags(request: memoryview) -> int:
+    """Of an OPEN: open(2)'s flags, and FMODE_EXEC."""
+    return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
+
+
+def read_in(request: memoryview) -> tuple[int, int, int]:
+    """Of a READ: (fh, offset, size)."""
+    fh, offset, size_bytes = _READ_IN.unpack_from(request, IN_HEADER_BYTES)
+    return fh, offset, size_bytes
+
+
+def flush_fh(request: memoryview) -> int:
+    """Of a FLUSH: which open file."""
+    return int(struct.unpack_from("<Q", request, IN_HEADER_BYTES)[0])
 
 
 def flush_lock_owner(request: memoryview) -> int:
@@ -229,6 +250,11 @@ def entry_reply(unique: int, number: int, attr: bytes) -> bytes:
 def attr_reply(unique: int, attr: bytes) -> bytes:
     """For GETATTR (struct fuse_attr_out): valid for this answer only."""
     return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(0, 0, 0) + attr
+
+
+def open_reply(unique: int, fh: int) -> bytes:
+    """For OPEN (struct fuse_open_out): direct_io."""
+    return reply(unique, struct.pack("<QIi", fh, _FOPEN_DIRECT_IO, 0))
 
 
 def init_offered(request: memoryview) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from omfs.mount import lowlevel_abi as abi
+from omfs.mount.callers import Context
 from omfs.mount.handlers import answering
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remotefile import RemoteFile, create_file, open_file
@@ -28,16 +29,20 @@ class FileOperations(NameOperations):
         self.files: dict[int, RemoteFile] = {}
         self._next_file = 1
 
-    def _opened(self, file: RemoteFile) -> FileInfo:
+    def _number(self, file: RemoteFile) -> int:
         number, self._next_file = self._next_file, self._next_file + 1
         self.files[number] = file
-        return FileInfo(fh=number, direct_io=True, keep_cache=False)
+        return number
+
+    async def open_number(self, inode: int, flags: int, context: Context) -> int:
+        """open(2) of an object: the number by which the kernel will name the open file."""
+        caller = self.callers.caller(context)  # before anything is waited for: *context* may be the hook's
+        node, handle = await self.place(inode)
+        return self._number(await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC)))
 
     @answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        node, handle = await self.place(inode)
-        execute = bool(flags & _FMODE_EXEC)
-        return self._opened(await open_file(node, handle, flags, self.callers.caller(ctx), execute))
+        return _direct(await self.open_number(inode, flags, ctx))
 
     @answering
     async def create(
@@ -45,7 +50,7 @@ class FileOperations(NameOperations):
     ) -> tuple[FileInfo, EntryAttributes]:
         node, parent = await self.place(parent_inode)
         file, attributes = await create_file(node, parent, name, mode, ctx.umask, flags, self.callers.caller(ctx))
-        return self._opened(file), self.entry(node, file.handle, attributes)
+        return _direct(self._number(file)), self.entry(node, file.handle, attributes)
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer will do
@@ -72,3 +77,7 @@ class FileOperations(NameOperations):
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self.files[fh].sync(datasync)
+
+
+def _direct(number: int) -> FileInfo:
+    return FileInfo(fh=number, direct_io=True, keep_cache=False)

@@ -283,6 +283,11 @@ class RemoteFile:
             file._doubts = [doubt for doubt in file._doubts if doubt[0] != owner]
         await self.node.settle(wire.ReleaseLocks(holding[0].open_id, owner))
 
+    @property
+    def is_range_locked(self) -> bool:
+        """Some process holds POSIX locks on the object through this mount (or may: see `_doubts`)."""
+        return any(file._ranges or file._doubts for file in self._same_object())
+
     def _same_object(self) -> list[RemoteFile]:
         return list(self.node.files.get(self.handle, ()))
 

@@ -1,6 +1,6 @@
 """The FUSE operations that pyfuse3 does not know, taken out of its stream by the hook: locks, fallocate, lseek,
-copy_file_range; WRITE, because pyfuse3 drops its flags and copies its data; and the two that every path costs, LOOKUP
-and GETATTR of objects of other nodes, because the short road saves a tenth of their time.
+copy_file_range; WRITE, because pyfuse3 drops its flags and copies its data; and the most frequent ones (LOOKUP,
+GETATTR, OPEN, small READ, FLUSH without locks, UNLINK), because the short road saves a tenth of their time.
 
 Each handler reads the kernel's own request and sends the kernel's own answer (lowlevel_abi.py).  The request stays
 intact until the handler has ended.  Called by the hook, run by loop.py.
@@ -49,7 +49,7 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
 def _look_up(just_told: JustTold) -> Handler:
     async def look_up(operations: FileOperations, request: memoryview, unique: int) -> bytes:
         hook = operations.hook
-        thread, name, caller = hook.pid, abi.lookup_name(request), operations.callers.caller(hook)
+        thread, name, caller = hook.pid, abi.last_name(request), operations.callers.caller(hook)
         node, parent = await operations.place(hook.node_id)
         found = await node.look_up(parent, name, caller)
         inode = operations.inodes.find(node, found.handle)
@@ -65,6 +65,24 @@ async def _get_attributes(operations: FileOperations, request: memoryview, uniqu
     inode = operations.inodes.get(operations.hook.node_id)
     assert inode.handle is not None  # the directory of a node is not taken
     return abi.attr_reply(unique, abi.attributes(inode.id, await inode.owner.get_attributes(inode.handle)))
+
+
+async def _unlink(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    hook = operations.hook
+    name, caller = abi.last_name(request), operations.callers.caller(hook)
+    node, parent = await operations.place(hook.node_id)
+    await node.remove_name(parent, name, False, caller)
+    return abi.reply(unique)
+
+
+async def _open(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    hook = operations.hook
+    return abi.open_reply(unique, await operations.open_number(hook.node_id, abi.open_flags(request), hook))
+
+
+async def _read(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    fh, offset, size_bytes = abi.read_in(request)
+    return abi.reply(unique, bytes(await operations.files[fh].read(offset, size_bytes)))
 
 
 async def _set_lock(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -105,8 +123,11 @@ async def _copy_range(operations: FileOperations, request: memoryview, unique: i
     return abi.number_reply(unique, copied) if is_64 else abi.write_reply(unique, copied)
 
 
+_READ_TAKEN_MAX_BYTES: Final = 32 << 10  # more is worth pyfuse3's way, which does not copy it once more
 _COPY_MAX_BYTES: Final = 64 << 20  # so that one call does not keep the owner's thread for minutes
 _HANDLERS: Final[dict[int, Handler]] = {
+    abi.UNLINK: _unlink,
+    abi.OPEN: _open,
     abi.WRITE: _write,
     abi.SETLK: _set_lock,
     abi.SETLKW: _set_lock,
@@ -137,6 +158,20 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
             return None
         return PASSED if number < FIRST_OBJECT_ID else get_attributes(hook, request)
 
+    def take_flush(hook: Hook, request: memoryview) -> Taken:
+        file = operations.files.get(abi.flush_fh(request))
+        if file is None or file.is_range_locked:
+            return PASSED
+        hook.answer(abi.reply(hook.unique))
+        return None
+
+    read = _taker(operations, _read)
+
+    def take_read(hook: Hook, request: memoryview) -> Taken:
+        return PASSED if abi.read_in(request)[2] > _READ_TAKEN_MAX_BYTES else read(hook, request)
+
+    hook.takers[abi.FLUSH] = take_flush
+    hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up
     hook.takers[abi.GETATTR] = take_get_attributes
 

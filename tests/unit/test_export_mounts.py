@@ -332,8 +332,9 @@ async def test_a_narrower_bind_makes_old_handles_stale(root: Asker, service: Exp
         service.drop_idle()
         subprocess.run(["umount", str(bound)], check=True)
         subprocess.run(["mount", "--bind", str(room / "outer" / "inner"), str(bound)], check=True)
-        with pytest.raises(StaleHandle):
-            await root.attributes(secret.handle)
+        for _ in range(2):  # the second time, nothing remembers the old mount
+            with pytest.raises(StaleHandle):
+                await root.attributes(secret.handle)
 
 
 async def test_a_new_mount_with_an_old_mounts_id(root: Asker, service: ExportService, room: Path) -> None:
