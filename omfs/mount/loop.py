@@ -28,6 +28,7 @@ _FAIR_EVERY: Final = 32  # requests answered in a row before other tasks of the 
 _LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a reply within one network comes sooner
 _LINGERS_IN_VAIN: Final = 4  # after so many in a row the node is far or busy ...
 _LINGER_AGAIN_AFTER: Final = 64  # ... and only one request of so many tries it
+_IDLE_MAX: Final = 32  # a worker has a buffer of 1 MiB; what a crowd of waiting requests needed is given back
 _PAIRS_MAX: Final = 256
 
 
@@ -45,6 +46,7 @@ class Loop:
         self.waiting: dict[int, Waiting] = {}  # by the request's unique number
         self._hook = hook
         self._interrupt = interrupt
+        self.add_worker: Callable[[], None] = lambda: None  # starts one more; set by session.py
         self._leader: Task | None = None
         self._idle: list[Task] = []
         self._in_a_row = 0
@@ -62,13 +64,15 @@ class Loop:
             self._interrupt(waiting)
 
     async def wait(self) -> bool:
-        """What a worker does between two requests; False when the mount is over."""
+        """What a worker does between two requests; False when it shall end: too many are idle, or the mount is over."""
         hook = self._hook
         me = current_task()
         if hook.pending is not None:
             taken, hook.pending = hook.pending, None
             await self._watch(taken)
         if self._leader is not me and self._leader is not None and not hook.ended:
+            if len(self._idle) >= _IDLE_MAX:
+                return False
             await self._park(me)
         if hook.ended:
             return False
@@ -163,6 +167,8 @@ class Loop:
                 self._leader = self._idle.pop()
                 self._hook.drained = True  # most likely nothing came meanwhile: let it wait before it reads
                 reschedule(self._leader)
+            else:
+                self.add_worker()  # it finds no leader, and becomes it
 
     @types.coroutine
     def _watch(self, handler: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:

@@ -29,9 +29,7 @@ from omfs.mount.takenops import install_takers
 
 log = logging.getLogger(__name__)
 
-# Requests that may wait at the same time: no bound of ours, as each has a waiting thread of a program behind it.  Were
-# they all taken by those that wait for one node, nobody would read unlocks, INTERRUPTs and what is for other nodes.
-WORKERS_MAX: Final = 1 << 20
+WORKERS_MAX: Final = 1024  # without the hook: requests that may wait at the same time
 READ_AHEAD_KIB: Final = 1024  # what the kernel reads ahead for mmap and sendfile; direct_io reads have none
 
 
@@ -71,6 +69,7 @@ class Session:
         self.mountpoint = os.path.realpath(options.mountpoint)
         self._operations = operations
         self._is_open = False
+        self._loop: Loop | None = None
 
     def open(self) -> None:
         """Mount.  Raises ConfigError.  From here on calls into the mountpoint wait for `run`."""
@@ -86,7 +85,7 @@ class Session:
         self._is_open = True
         if hook.installed:
             hook.attach()
-            loop = Loop(hook, self._operations.interrupt)
+            loop = self._loop = Loop(hook, self._operations.interrupt)
             install_takers(hook, self._operations)
             self._operations.watched_by(loop)
             pyfuse3._wait_fuse_readable = loop.wait  # type: ignore[attr-defined]
@@ -110,8 +109,19 @@ class Session:
             log.debug("read_ahead_kb: %s", error)
 
     async def run(self) -> None:
-        """Answer the kernel until the mount is gone (umount) or this is cancelled."""
-        await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_MAX)
+        """Answer the kernel until the mount is gone (umount) or this is cancelled.
+
+        Our loop adds a worker whenever all others wait, without a bound of its own: each has a waiting thread of a
+        program behind it, and were all taken by those that wait for one node, nobody would read unlocks, INTERRUPTs
+        and what is for other nodes.
+        """
+        loop = self._loop
+        if loop is None:
+            await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_MAX)
+            return
+        async with trio.open_nursery() as nursery:
+            loop.add_worker = lambda: nursery.start_soon(pyfuse3._session_loop, nursery, 1, 1)  # type: ignore[attr-defined]
+            await pyfuse3.main(min_tasks=1, max_tasks=1)
 
     def close(self) -> None:
         """Unmount, lazily if it is in use.  Nothing answers any more."""
