@@ -6,8 +6,9 @@ whole process.  This room redirects three calls (lowlevel_elf.py):
 
 - `fuse_session_new`: takes `write_buf` out of pyfuse3's table, so that libfuse does not splice every request;
 - `fuse_session_receive_buf`: sees each request as the kernel sent it (lowlevel_abi.py).  What pyfuse3 does not know,
-  and what is too frequent for its road, is taken out (the *takers*), an INTERRUPT too; for the rest the request stays readable as `Hook.request` until the
-  handler first awaits.  "Nothing there" becomes EINTR, after which pyfuse3 simply asks again;
+  and what is too frequent for its road, is taken out (the *takers*), an INTERRUPT too; for the rest the request stays
+  readable as `Hook.request` until the handler first awaits.  "Nothing there" becomes EINTR, after which pyfuse3
+  simply asks again;
 - libfuse's `writev`, for the one answer to INIT: flags and limits.
 
 It depends on no libfuse struct, only on the kernel's protocol, so libfuse 3.14 and 3.17 (where pyfuse3 calls
