@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ping_interval_s: float = 3.0  # a fifth of timeo: several may be lost before a node counts as down
     session_timeout_s: float = 60.0  # the owner keeps a lost holder's opens and locks that long
     reconnect_interval_s: float = 1.0
+    lease_term_s: float = 12.0  # four ping intervals; less than the 45 s the kernel gives before it breaks a lease
     trees: tuple[Tree, ...] = ()
 
 

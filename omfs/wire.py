@@ -3,69 +3,25 @@
 A frame is a 16-byte header, a msgpack body (a struct below) and bulk data beside it (net/frames.py).  Requests are
 verb+noun, replies past tense; units are in the names; names are bytes without "/" (the owner checks); a handle is
 opaque to all but its owner.  Unknown fields and types are refused.  Changes change PROTOCOL_VERSION and test_wire.py.
+Leases come with replies (docs/leases.md): *mode* is what the holder may cache of the object, *parent_mode* of the
+directory it was found in; *serial* grows with every grant and recall of a session, and a recall voids up to its own.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import Final, TypeAlias, Union
 
-import msgspec
+from omfs.wiretypes import (
+    Attributes as Attributes,
+    Caller as Caller,
+    Entry as Entry,
+    ExportInfo as ExportInfo,
+    Lane as Lane,
+    Message as Message,
+    Mode as Mode,
+)
 
-PROTOCOL_VERSION: Final = 1
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Base of all structs on the wire: positional fields, immutable."""
-
-
-class Lane(enum.IntEnum):
-    """Which of a peer's two connections this is: small requests never wait behind bulk data."""
-
-    SMALL = 0
-    BULK = 1
-
-
-class Caller(Message, frozen=True):
-    """Who asks: the credentials of the calling process on its own node (uids are the same everywhere)."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-
-class Attributes(Message, frozen=True):
-    """An object's metadata as the owner's kernel tells it (statx); times in ns since the epoch, owner's clock."""
-
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size_bytes: int
-    blocks: int  # of 512 bytes
-    block_size_bytes: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
-class Entry(Message, frozen=True):
-    """One name of a directory; *cursor* continues the listing behind it (the owner's d_off)."""
-
-    name: bytes
-    cursor: int
-    handle: bytes
-    attributes: Attributes
-
-
-class ExportInfo(Message, frozen=True):
-    """One exported subtree and its options."""
-
-    path: bytes
-    read_only: bool
-    root_squash: bool
+PROTOCOL_VERSION: Final = 2
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -95,9 +51,7 @@ class DescribeNode(Message, frozen=True, tag=True):
     """For omfs-admin: who are you?"""
 
 
-class AttachTree(Message, frozen=True, tag=True):
-    """Ask for the root of the owner's exported tree."""
-
+class AttachTree(Message, frozen=True, tag=True):  # the root of the owner's tree
     caller: Caller
 
 
@@ -291,9 +245,7 @@ class AllocateSpace(Message, frozen=True, tag=True):
     size_bytes: int
 
 
-class SeekFile(Message, frozen=True, tag=True):
-    """lseek(2) with SEEK_DATA 3 or SEEK_HOLE 4."""
-
+class SeekFile(Message, frozen=True, tag=True):  # lseek(2) with *whence* SEEK_DATA 3 or SEEK_HOLE 4
     open_id: int
     offset: int
     whence: int
@@ -314,9 +266,7 @@ class OpenDirectory(Message, frozen=True, tag=True):
     caller: Caller
 
 
-class ReadDirectory(Message, frozen=True, tag=True):
-    """Entries behind *cursor* (0 = from the start), about *size_bytes* of them."""
-
+class ReadDirectory(Message, frozen=True, tag=True):  # entries behind *cursor*, about *size_bytes* of them
     open_id: int
     cursor: int
     size_bytes: int
@@ -350,11 +300,38 @@ class ProbeRange(Message, frozen=True, tag=True):
     end: int
 
 
-class ReleaseLocks(Message, frozen=True, tag=True):
-    """A process closed a descriptor of the file: all its POSIX locks there end (close(2))."""
-
+class ReleaseLocks(Message, frozen=True, tag=True):  # a process closed a descriptor: its POSIX locks there end
     open_id: int
     owner: int
+
+
+class ReturnLeases(Message, frozen=True, tag=True):
+    """The holder caches nothing of these any more: (handle, serial of its grant) each.  *everything*: of no object."""
+
+    leases: tuple[tuple[bytes, int], ...]
+    everything: bool = False
+
+
+class RecallLease(Message, frozen=True, tag=True):
+    """Owner to holder: keep no more than *mode* of what was granted up to *serial*; answered when that is so."""
+
+    handle: bytes
+    serial: int
+    mode: Mode
+
+
+class RecallNames(Message, frozen=True, tag=True):
+    """Owner to holder: forget these names of the directory, its listing and its attributes; the lease stays."""
+
+    handle: bytes
+    serial: int
+    names: tuple[bytes, ...]
+
+
+class RecallAll(Message, frozen=True, tag=True):
+    """Owner to holder: everything that was granted up to *serial* is void."""
+
+    serial: int
 
 
 class Failed(Message, frozen=True, tag=True):
@@ -366,18 +343,20 @@ class Failed(Message, frozen=True, tag=True):
 
 
 class Welcomed(Message, frozen=True, tag=True):
-    """*instance* names this run of the owner's daemon; *resumed*: the session's opens, locks and replies are kept."""
+    """*instance* names this run of the owner's daemon; *resumed*: the session's opens, locks and replies are kept.
+
+    *lease_term_s*: so long after the sending of the last message that was answered may the holder use its caches.
+    """
 
     version: int
     software: str
     node_id: int
     instance: bytes
     resumed: bool
+    lease_term_s: float
 
 
-class Refused(Message, frozen=True, tag=True):
-    """Answer to a Hello that does not fit; the connection is closed after it."""
-
+class Refused(Message, frozen=True, tag=True):  # answer to a Hello that does not fit; then the connection ends
     reason: str
 
 
@@ -408,10 +387,22 @@ class Found(Message, frozen=True, tag=True):
 
     handle: bytes
     attributes: Attributes
+    serial: int = 0
+    mode: Mode = Mode.NONE
+    parent_mode: Mode = Mode.NONE
+
+
+class NameMissing(Message, frozen=True, tag=True):
+    """LookUp: no such name, and the holder may remember that."""
+
+    serial: int
+    parent_mode: Mode
 
 
 class AttributesGot(Message, frozen=True, tag=True):
     attributes: Attributes
+    serial: int = 0
+    mode: Mode = Mode.NONE
 
 
 class LinkRead(Message, frozen=True, tag=True):
@@ -439,13 +430,22 @@ class XattrsListed(Message, frozen=True, tag=True):
 
 
 class FileOpened(Message, frozen=True, tag=True):
+    """*data*: what is read may be cached under the lease; otherwise somebody here writes it without asking us."""
+
     open_id: int
+    serial: int = 0
+    mode: Mode = Mode.NONE
+    data: bool = False
 
 
 class FileCreated(Message, frozen=True, tag=True):
     open_id: int
     handle: bytes
     attributes: Attributes
+    serial: int = 0
+    mode: Mode = Mode.NONE
+    parent_mode: Mode = Mode.NONE
+    data: bool = False
 
 
 class BlocksRead(Message, frozen=True, tag=True):
@@ -461,13 +461,19 @@ class SeekDone(Message, frozen=True, tag=True):
 
 
 class DirectoryRead(Message, frozen=True, tag=True):
+    """*mode* of the directory; each entry has its own."""
+
     entries: tuple[Entry, ...]
     at_end: bool
+    serial: int = 0
+    mode: Mode = Mode.NONE
 
 
-class RangeProbed(Message, frozen=True, tag=True):
-    """*kind* F_UNLCK: nobody is in the way; otherwise the lock that is."""
+class LeaseReturned(Message, frozen=True, tag=True):
+    """Answer to every recall: nothing of what was named is cached or will be without a new grant."""
 
+
+class RangeProbed(Message, frozen=True, tag=True):  # *kind* F_UNLCK: nobody is in the way; else the lock that is
     kind: int
     start: int
     end: int
@@ -480,21 +486,14 @@ Request: TypeAlias = Union[
     GetAttributes, SetAttributes, CheckAccess, StatFilesystem, GetXattr, SetXattr, ListXattrs, RemoveXattr,
     OpenFile, CreateFile, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, CloseFiles, SyncFile, AllocateSpace,
     SeekFile, CopyRange, OpenDirectory, ReadDirectory,
-    LockFile, LockRange, ProbeRange, ReleaseLocks,
+    LockFile, LockRange, ProbeRange, ReleaseLocks, ReturnLeases,
 ]  # fmt: skip
+
+Recall: TypeAlias = Union[RecallLease, RecallNames, RecallAll]
+"""What the owner asks of a holder."""
 
 Reply: TypeAlias = Union[
     Failed, Welcomed, Refused, Ponged, Done, NodeDescribed, Found, AttributesGot, LinkRead, FilesystemStatted,
     XattrGot, XattrsListed, FileOpened, FileCreated, BlocksRead, BlocksWritten, SeekDone, DirectoryRead, RangeProbed,
+    NameMissing, LeaseReturned,
 ]  # fmt: skip
-
-ONCE_ONLY: Final[frozenset[type[Message]]] = frozenset({
-    MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, SetXattr, RemoveXattr,
-    CreateFile, AppendBlocks, CopyRange, OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
-})  # fmt: skip
-"""Must not be executed twice: the owner keeps their replies for replay within the session."""
-
-REPEATABLE_AFTER_RESTART: Final[frozenset[type[Message]]] = frozenset({
-    OpenFile, OpenDirectory, CloseFile, AllocateSpace, SetAttributes,
-})  # fmt: skip
-"""Of ONCE_ONLY, those that do no harm when sent again to an owner that forgot the session."""

@@ -28,8 +28,7 @@ import trio
 from omfs import wire
 from omfs.config import LOCK_WAITERS_MAX, SOFTWARE, Settings
 from omfs.errors import ConfigError, OpenLost
-from omfs.export import files as opening
-from omfs.export import metadata, names
+from omfs.export import files as opening, metadata, names
 from omfs.export.blocks import Blocks
 from omfs.export.disk import Disk, Place, attributes_of, check_exportable, check_name
 from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan
@@ -111,10 +110,12 @@ class ExportService:
 
     def drop_idle(self) -> None:
         """Let go of mounts that were not used since the last call, so that they can be unmounted."""
+        self._disk.leave_directories()
         self._mounts.drop_idle()
 
     def close(self) -> None:
         """Close the service's own descriptors; sessions must have ended."""
+        self._disk.leave_directories()
         self._mounts.close()
 
     def exports(self) -> tuple[wire.ExportInfo, ...]:
@@ -182,11 +183,12 @@ class ExportService:
         check_name(request.name)
         disk = self._disk
         parent = disk.locate(request.parent)
-        fd = disk.open(parent)
+        fd = disk.directory(parent)
         try:
             handle, status = disk.look_up(fd, parent, request.name, parent.tree.identity_of(request.caller))
-        finally:
-            os.close(fd)
+        except OSError:
+            disk.must_exist(parent)
+            raise
         return wire.Found(handle, attributes_of(status)), b""
 
     def _make_node(self, holder: Holder, request: wire.MakeNode, bulk: Buffer) -> Answer:
@@ -418,6 +420,11 @@ class ExportService:
         holder.locks.release(holder.files.get(request.open_id).place.handle, request.owner)
         return _DONE
 
+    # ------------------------------------------------------------ leases
+
+    def _return_leases(self, holder: Holder, request: wire.ReturnLeases, bulk: Buffer) -> Answer:
+        return _DONE
+
 
 def _writable(holder: Holder, request: wire.SetAttributes) -> Opened | None:
     """The caller's own open file, if it may write: then the mode does not matter for a truncation (ftruncate(2))."""
@@ -465,6 +472,7 @@ HANDLERS: Final[dict[type[Any], Handler]] = {
     wire.LockRange: ExportService._lock_range,
     wire.ProbeRange: ExportService._probe_range,
     wire.ReleaseLocks: ExportService._release_locks,
+    wire.ReturnLeases: ExportService._return_leases,
 }
 
 if set(HANDLERS) | ANSWERED_BY_NET != set(get_args(wire.Request)):

@@ -38,9 +38,10 @@ from omfs.net.channel import Channel
 from omfs.net.frames import REPLY_BIT, Buffer, Frame
 from omfs.net.hello import SESSION_KEY_BYTES, LocalNode
 from omfs.net.pair import Connector, Dial
+from omfs.net.repeats import ONCE_ONLY, REPEATABLE_AFTER_RESTART
 from omfs.net.session import bulk_cost
 
-MAY_NOT_BE_REPEATED: Final = wire.ONCE_ONLY - wire.REPEATABLE_AFTER_RESTART
+MAY_NOT_BE_REPEATED: Final = ONCE_ONLY - REPEATABLE_AFTER_RESTART
 
 R = TypeVar("R", bound=wire.Message)
 Linger: TypeAlias = Callable[[tuple[int, int]], int]

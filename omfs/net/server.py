@@ -29,6 +29,7 @@ from omfs.net import spin
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
+from omfs.net.repeats import ONCE_ONLY
 from omfs.net.session import Session, bulk_cost
 from omfs.net.tls import peer_node_id
 from omfs.net.transport import FileSlice, SocketTransport, Transport, tune, wait_tls
@@ -235,6 +236,7 @@ class Server:
             node_id=self.local.node_id,
             instance=self.instance,
             resumed=resumed,
+            lease_term_s=self._settings.lease_term_s,
         )
         await channel.reply(frame_id, welcomed)
         log.info("%s: node %d, %s connection", channel.name, hello.node_id, hello.lane.name)
@@ -294,7 +296,7 @@ class Server:
         session.note(request_id)
         if session.is_executing(request_id):
             return  # a repeat after a reconnect: the answer goes out when it is there, over the new connection
-        if kind in wire.ONCE_ONLY and (known := session.remembered(request_id, request)) is not None:
+        if kind in ONCE_ONLY and (known := session.remembered(request_id, request)) is not None:
             await channel.reply(request_id, known)
             return
         if kind is wire.CancelRequest:
@@ -313,7 +315,7 @@ class Server:
             self._start(session, lane, request_id, request, len(bulk), answer)
             return
         reply, reply_bulk = answer
-        if kind in wire.ONCE_ONLY:
+        if kind in ONCE_ONLY:
             session.remember(request_id, reply)
         try:
             if isinstance(reply_bulk, FileSlice) or not channel.send_at_once(request_id | REPLY_BIT, reply, reply_bulk):
@@ -364,7 +366,7 @@ class Server:
             # No await between these two: a repeat finds the request executing, or its reply.
             self._executing -= 1
             session.executed(request_id)
-            if type(request) in wire.ONCE_ONLY:
+            if type(request) in ONCE_ONLY:
                 session.remember(request_id, reply)
         try:
             await session.reply(lane, request_id, reply, bulk)

@@ -4,7 +4,7 @@ A session is chosen by the holder (16 random bytes) and lives over its reconnect
 each lane, the requests being executed, and the replies of requests that must not be executed twice.  What it does not
 do: execute, listen, know what a request means.  The service keeps its opens and locks in `data`.
 
-Invariants: a request id is executed at most once at a time, and those of wire.ONCE_ONLY at most once at all within
+Invariants: a request id is executed at most once at a time, and those of ONCE_ONLY at most once at all within
 a session (their replies are kept; where a reply was forgotten already, a repeat is refused, not executed); a reply goes
 to the connection that is current when it is ready.  Called by net/server.py; `data`, `key`, `node_id` by the service.
 """

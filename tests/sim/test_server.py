@@ -69,9 +69,9 @@ async def check_undisturbed(pair: Pair) -> None:
     ("greeting", "certified", "reason"),
     [
         (
-            wire.Hello(2, "newer", HOLDER, OWNER, True, b"map", KEY, wire.Lane.SMALL),
+            wire.Hello(wire.PROTOCOL_VERSION + 1, "newer", HOLDER, OWNER, True, b"map", KEY, wire.Lane.SMALL),
             None,
-            "speaks protocol 1, node 1 ('newer') speaks 2: install the same version on both",
+            "speaks protocol 2, node 1 ('newer') speaks 3: install the same version on both",
         ),
         (hello(node_id=3), 1, "the certificate is node 1's but the caller says it is node 3"),
         (hello_to(local_node(HOLDER), 3, KEY, wire.Lane.SMALL), None, "this is node 2, not node 3"),
@@ -92,13 +92,21 @@ def test_a_hello_that_fits() -> None:
 
 
 def test_what_a_holder_checks() -> None:
-    welcomed = wire.Welcomed(version=1, software="x", node_id=OWNER, instance=b"i", resumed=False)
+    welcomed = wire.Welcomed(
+        version=wire.PROTOCOL_VERSION, software="x", node_id=OWNER, instance=b"i", resumed=False, lease_term_s=12.0
+    )
     assert check_welcome(welcomed, OWNER) is welcomed
     check_certificate(None, OWNER)
     check_certificate(OWNER, OWNER)
     for reply, reason in [
-        (wire.Welcomed(version=1, software="x", node_id=3, instance=b"i", resumed=False), "wanted node 2"),
-        (wire.Welcomed(version=9, software="x", node_id=2, instance=b"i", resumed=False), "with protocol 9"),
+        (
+            wire.Welcomed(version=1, software="x", node_id=3, instance=b"i", resumed=False, lease_term_s=12.0),
+            "wanted node 2",
+        ),
+        (
+            wire.Welcomed(version=9, software="x", node_id=2, instance=b"i", resumed=False, lease_term_s=12.0),
+            "with protocol 9",
+        ),
         (wire.Refused(reason="because"), "because"),
         (wire.Done(), "answered our Hello with Done"),
     ]:

@@ -10,13 +10,13 @@ import typing
 
 import msgspec
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from omfs import wire
 from omfs.config import BULK_MAX_BYTES, META_MAX_BYTES
 from omfs.errors import WireError
 from omfs.net.frames import HEADER, HEADER_BYTES, REPLY_BIT, Frame, FrameReader, encode
+from omfs.net.repeats import ONCE_ONLY, REPEATABLE_AFTER_RESTART
 
 CALLER = wire.Caller(uid=1000, gid=1000, groups=(24, 1000))
 ATTRIBUTES = wire.Attributes(
@@ -210,7 +210,7 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "1700000000000000020100000000008094a64661696c656402ac6e6f20737563682066696c65c3",
     ),
     (
-        wire.Welcomed(version=1, software="omfs 0.1.0", node_id=2, instance=b"i" * 4, resumed=True),
+        wire.Welcomed(version=1, software="omfs 0.1.0", node_id=2, instance=b"i" * 4, resumed=True, lease_term_s=12.0),
         "1e00000000000000020100000000008096a857656c636f6d656401aa6f6d667320302e312e3002c40469696969c3",
     ),
     (
@@ -353,7 +353,7 @@ def test_a_reply_is_no_request_and_a_request_no_reply() -> None:
 
 
 def test_the_lists_of_once_only_requests_hold_requests() -> None:
-    assert set(REQUESTS) >= wire.ONCE_ONLY >= wire.REPEATABLE_AFTER_RESTART
+    assert set(REQUESTS) >= ONCE_ONLY >= REPEATABLE_AFTER_RESTART
 
 
 def values_of(kind: typing.Any) -> st.SearchStrategy[typing.Any]:
