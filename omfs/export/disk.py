@@ -32,6 +32,7 @@ _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SUCH_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _PLACES_KEPT: Final = 1 << 14  # handles whose seal was checked; a few hundred bytes each
+_DIRECTORIES_KEPT: Final = 64  # open ones
 
 
 class Place:
@@ -74,6 +75,7 @@ class Disk:
         self._reader = HandleReader()
         self._places: dict[bytes, Place] = {}
         self._places_generation = mounts.generation
+        self._directories: dict[bytes, int] = {}  # descriptors by handle, the one used last at the end
 
     # ------------------------------------------------------------ from handles
 
@@ -81,6 +83,7 @@ class Disk:
         """The place that a holder's handle names.  Raises BadHandle (forged), StaleHandle (not mounted)."""
         if self._places_generation != self.mounts.generation:
             self._places.clear()
+            self.leave_directories()
             self._places_generation = self.mounts.generation
         place = self._places.get(handle)
         return self._locate_new(handle) if place is None else place
@@ -99,6 +102,32 @@ class Disk:
     def open(self, place: Place) -> int:
         """An O_PATH descriptor of the object, to be closed by the caller.  OSError ESTALE when it is gone."""
         return open_handle(self.mounts.descriptor(place.mount), place.prepared, _LOOK)
+
+    def directory(self, place: Place) -> int:
+        """An O_PATH descriptor of a directory to work in at once: it stays the disk's, as most names come in crowds.
+
+        Whatever fails there with an OSError may fail because the directory was removed since: ask `must_exist`.
+        """
+        kept = self._directories
+        fd = kept.pop(place.handle, -1)
+        if fd < 0:
+            fd = self.open(place)
+            if len(kept) >= _DIRECTORIES_KEPT:
+                os.close(kept.pop(next(iter(kept))))
+        kept[place.handle] = fd
+        return fd
+
+    def must_exist(self, place: Place) -> None:
+        """OSError ESTALE when this directory was removed.  What `directory` gave for it is closed."""
+        if (fd := self._directories.pop(place.handle, -1)) >= 0:
+            os.close(fd)  # first: as long as it is open, so is a way to what was removed
+        self.directory(place)
+
+    def leave_directories(self) -> None:
+        """Close what `directory` has kept open: it would keep file systems from being unmounted."""
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
 
     def open_as_root(self, place: Place, flags: int) -> int:
         """Open the object with *flags* and root's rights, in one call.  OSError."""

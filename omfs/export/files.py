@@ -365,7 +365,7 @@ def create_file(disk: Disk, files: SessionFiles, request: wire.CreateFile) -> wi
     identity = parent.tree.identity_of(request.caller)
     if request.flags & os.O_ACCMODE == os.O_ACCMODE:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    parent_fd = disk.open(parent)
+    parent_fd = disk.directory(parent)
     try:
         must_be_makeable(disk, parent_fd, parent, request.name)
         for _ in range(CREATE_ATTEMPTS):
@@ -379,8 +379,9 @@ def create_file(disk: Disk, files: SessionFiles, request: wire.CreateFile) -> wi
             except FileNotFoundError:
                 continue  # removed in between
         raise OSError(errno.ESTALE, "the name is made and removed all the time")
-    finally:
-        os.close(parent_fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def _create_new(

@@ -48,10 +48,10 @@ class Umask:
 
 
 def _open_parent(disk: Disk, parent: Place, name: bytes) -> int:
-    """The directory to change *name* in."""
+    """The directory to change *name* in, as `Disk.directory` gives it."""
     check_name(name)
     parent.must_be_writable()
-    return disk.open(parent)
+    return disk.directory(parent)
 
 
 def must_be_makeable(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> None:
@@ -82,8 +82,9 @@ def make_node(disk: Disk, request: wire.MakeNode) -> wire.Found:
         with Umask(request.umask), identity:
             os.mknod(request.name, file_type | request.mode & 0o7777, dir_fd=fd)
         return _found(disk, fd, parent, request.name)
-    finally:
-        os.close(fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def make_directory(disk: Disk, request: wire.MakeDirectory) -> wire.Found:
@@ -96,8 +97,9 @@ def make_directory(disk: Disk, request: wire.MakeDirectory) -> wire.Found:
         with Umask(request.umask), identity:
             os.mkdir(request.name, request.mode & 0o7777, dir_fd=fd)
         return _found(disk, fd, parent, request.name)
-    finally:
-        os.close(fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def make_symlink(disk: Disk, request: wire.MakeSymlink) -> wire.Found:
@@ -116,8 +118,9 @@ def make_symlink(disk: Disk, request: wire.MakeSymlink) -> wire.Found:
         with identity:
             os.symlink(request.target, request.name, dir_fd=fd)
         return _found(disk, fd, parent, request.name)
-    finally:
-        os.close(fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def make_link(disk: Disk, request: wire.MakeLink, source_fd: int, source: Place) -> wire.Found:
@@ -132,8 +135,9 @@ def make_link(disk: Disk, request: wire.MakeLink, source_fd: int, source: Place)
         with identity:
             objects.make_link(source_fd, fd, request.name)
         return _found(disk, fd, parent, request.name)
-    finally:
-        os.close(fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> int:
@@ -169,8 +173,9 @@ def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> i
             return victim
         os.close(victim)
         return -1
-    finally:
-        os.close(fd)
+    except OSError:
+        disk.must_exist(parent)
+        raise
 
 
 def _frees_much(status: os.stat_result) -> bool:
@@ -189,10 +194,8 @@ def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> i
     check_name(request.new_name)
     identity = old.tree.identity_of(request.caller)
     old_fd = _open_parent(disk, old, request.name)
-    new_fd = old_fd
     try:
-        if new is not old:
-            new_fd = disk.open(new)
+        new_fd = old_fd if new is old else disk.directory(new)
         if disk.is_guarded(old_fd, request.name) or disk.is_guarded(new_fd, request.new_name):
             raise OSError(errno.EBUSY, "an export tree")
         with identity:
@@ -209,10 +212,10 @@ def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> i
                 os.close(victim)
             raise
         return victim
-    finally:
-        if new_fd != old_fd:
-            os.close(new_fd)
-        os.close(old_fd)
+    except OSError:
+        disk.must_exist(old)
+        disk.must_exist(new)
+        raise
 
 
 def _big_victim(new_fd: int, request: wire.RenameName) -> int:

@@ -52,6 +52,41 @@ async def test_a_walk_finds_what_stat_finds(root: Asker, room: Path) -> None:
     assert (await root.walk(room / "file")).handle == found.handle
 
 
+@pytest.mark.parametrize("revived", [False, True])
+async def test_a_directory_that_was_used_and_removed_is_stale(root: Asker, room: Path, revived: bool) -> None:
+    """The owner keeps directories open for a while; whoever removes one natively must not be told "no such name"."""
+    old = (await root.make_directory((await root.walk(room)).handle, "old")).handle
+    await root.close((await root.create(old, "file")).open_id)
+    (room / "old" / "file").unlink()
+    (room / "old").rmdir()
+    if revived:
+        (room / "old").mkdir()
+        (room / "old" / "file").touch()
+    here = (await root.walk(room)).handle
+    for _ in range(2):
+        for request in (
+            wire.LookUp(old, b"file", ROOT),
+            wire.CreateFile(old, b"file", 0o644, 0, os.O_WRONLY, ROOT),
+            wire.MakeDirectory(old, b"file", 0o755, 0, ROOT),
+            wire.RemoveName(old, b"file", False, ROOT),
+            wire.RenameName(old, b"file", here, b"file", 0, ROOT),
+            wire.RenameName(here, b"old", old, b"file", 0, ROOT),
+        ):
+            with refused(errno.ESTALE):
+                await root.ask(request)
+
+
+async def test_more_directories_than_are_kept_open(root: Asker, room: Path) -> None:
+    here = (await root.walk(room)).handle
+    directories = [(await root.make_directory(here, f"{number}")).handle for number in range(100)]
+    before = len(os.listdir("/proc/self/fd"))
+    for number, directory in enumerate(directories):
+        await root.rename(here, f"{number}", directories[number - 1], "moved") if number == 50 else None
+        await root.make_directory(directory, "inner")
+    assert len(os.listdir("/proc/self/fd")) <= before + 64
+    assert sorted(os.listdir(room / "7")) == ["inner"]
+
+
 async def test_names_are_bytes(root: Asker, room: Path) -> None:
     name = bytes(set(range(1, 256)) - {ord("/")})
     directory = await root.walk(room)
@@ -324,6 +359,8 @@ async def test_freeing_a_big_file_is_begun_later_or_never(root: Asker, room: Pat
         "remove": wire.RemoveName(here, b"big", False, ROOT),
         "rename": wire.RenameName(here, b"new", here, b"big", 0, ROOT),
     }
+    with refused(errno.ENOENT):  # the owner keeps the directory open from here on
+        await root.look_up(here, "nothing")
     before = len(os.listdir("/proc/self/fd"))
     work = root.begin(requests[how])
     assert not isinstance(work, tuple)
