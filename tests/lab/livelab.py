@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from omfs.lab import node as lab_node
-from omfs.lab import state, topology
+from omfs.lab import node as lab_node, state, topology
 
 COMMAND: Final = (str(Path(sys.prefix) / "bin" / "omfs-lab"),)
 EXEC_TIMEOUT_S: Final = 60.0

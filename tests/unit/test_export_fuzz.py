@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from omfs import wire
 from omfs.errors import OmfsError

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from omfs import wire
 from omfs.errors import OpenLost

@@ -7,8 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from omfs.errors import BadHandle, ConfigError
 from omfs.export.handles import HANDLE_MAX_BYTES, KEY_BYTES, KEY_FILE, Sealer, Unsealed, load_key

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from omfs.kernel.mounttable import MountLine, is_real_tree, parse_mountinfo, real_trees_within_reach
 

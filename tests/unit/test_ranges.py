@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from omfs.mount.ranges import Range, changed, requests_for
 
