@@ -1,0 +1,394 @@
+"""The owner's side of leases: who holds what, what must be recalled before a request, what may be granted after it.
+
+A request says how it uses which objects.  If no other holder is in the way (`is_free`) it is executed at once; that is
+nearly always so and costs nothing.  Otherwise it takes a `Ticket`: recalls go out, and it is executed when all are
+answered.  While a ticket is open nothing is granted on what it changes.  A reply carries what is granted.
+
+    event                       | effect
+    ----------------------------+---------------------------------------------------------------
+    begin                       | recalls to send; the ticket is ready when all are answered
+    returned, ended, lapsed     | leases end, recalls are answered: tickets become ready
+    grant                       | SHARED unless another is EXCLUSIVE, the object is being changed, or it is contended
+    a ticket would wait, or does, for others while its own node must forget names of a directory
+                                | the ticket is refused: that node's kernel keeps the directory locked during its call
+
+The last line breaks a cycle: forgetting a name waits in that node's kernel for the lock of the directory, which its own
+unlink, create or rename holds until we answer.  A refused request is answered with ESTALE, and the VFS then lets the
+lock go and makes the call again.  For CONTENDED_S nothing is granted on such a directory.
+
+A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Sessions and objects
+are any hashable keys.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
+does not go back.  Called by export/leases.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+from omfs.cache.rules import DEMANDS, Demand, Use, may_hold
+from omfs.wiretypes import Mode
+
+CONTENDED_S: Final = 1.0  # so long a directory in which two nodes met each other's locks is not cached by anybody
+
+SessionKey: TypeAlias = Hashable
+Handle: TypeAlias = bytes
+
+
+class Need(NamedTuple):
+    """How a request uses one object; *name*: for Use.NAME."""
+
+    handle: Handle
+    use: Use
+    name: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """To be sent to the session: keep no more than *mode*; or, unless *names* is None, only forget these names."""
+
+    session: SessionKey
+    handle: Handle
+    serial: int
+    mode: Mode
+    names: tuple[bytes, ...] | None = None
+
+    @property
+    def waits_for_directory(self) -> bool:
+        """Whether the holder's kernel may have to wait for the lock of the directory."""
+        return self.names != ()
+
+
+class Change(NamedTuple):
+    """What the lease table must remember; mode NONE: nothing any more."""
+
+    session: SessionKey
+    handle: Handle
+    mode: Mode
+    serial: int
+
+
+class Held:
+    """One session's lease on one object."""
+
+    __slots__ = ("forgot_at", "mode", "serial")
+
+    def __init__(self, mode: Mode, serial: int) -> None:
+        self.mode = mode
+        self.serial = serial  # of its last grant
+        self.forgot_at = 0  # its serial when it was last told to forget names
+
+
+class Ticket:
+    """A request that could not be executed at once."""
+
+    __slots__ = ("handles", "needs", "refused", "session", "waits_for")
+
+    def __init__(self, session: SessionKey, needs: tuple[Need, ...]) -> None:
+        self.session = session
+        self.needs = needs
+        self.handles = frozenset(need.handle for need in needs)
+        self.waits_for: set[Recall] = set()
+        self.refused = False
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.waits_for and not self.refused
+
+
+class Leased:
+    """One object of which something is held, or that is being changed."""
+
+    __slots__ = ("changing", "contended_until_s", "held", "recalls")
+
+    def __init__(self) -> None:
+        self.held: dict[SessionKey, Held] = {}
+        self.recalls: list[Recall] = []  # sent and not answered
+        self.changing = 0  # open tickets that change it
+        self.contended_until_s = 0.0
+
+
+class Holder:
+    """What is known of one session."""
+
+    __slots__ = ("handles", "recalls", "serial")
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.handles: set[Handle] = set()
+        self.recalls: dict[int, Recall] = {}  # by serial
+
+
+class Owner:
+    """All leases of one node's objects.  *changes*: for the table, to be taken away by the caller."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self._objects: dict[Handle, Leased] = {}
+        self._holders: dict[SessionKey, Holder] = {}
+        self._waiting: list[Ticket] = []
+        self.in_grace = False
+
+    # ------------------------------------------------------------ what is held
+
+    def __len__(self) -> int:
+        """Leases held."""
+        return sum(len(holder.handles) for holder in self._holders.values())
+
+    def leases(self) -> Iterator[Change]:
+        """Every lease."""
+        for handle, leased in self._objects.items():
+            for session, held in leased.held.items():
+                yield Change(session, handle, held.mode, held.serial)
+
+    def mode_of(self, session: SessionKey, handle: Handle) -> Mode:
+        leased = self._objects.get(handle)
+        held = leased.held.get(session) if leased else None
+        return held.mode if held else Mode.NONE
+
+    def is_held(self, handle: Handle) -> bool:
+        leased = self._objects.get(handle)
+        return leased is not None and bool(leased.held)
+
+    def holders_of(self, handle: Handle) -> list[SessionKey]:
+        leased = self._objects.get(handle)
+        return list(leased.held) if leased else []
+
+    def recalls_at(self, session: SessionKey) -> list[Recall]:
+        """Sent to the session and not answered."""
+        holder = self._holders.get(session)
+        return list(holder.recalls.values()) if holder else []
+
+    # ------------------------------------------------------------ requests
+
+    def is_free(self, session: SessionKey, needs: Iterable[Need]) -> bool:
+        """Whether a request may be executed now, without a ticket, if it is over before the next event."""
+        for handle, use, _ in needs:
+            leased = self._objects.get(handle)
+            if leased is not None:
+                for other, held in leased.held.items():
+                    if other != session and DEMANDS[use, held.mode]:
+                        return False
+            if self.in_grace and use is not Use.LOOK:
+                return False
+        return True
+
+    def begin(self, session: SessionKey, needs: tuple[Need, ...], now_s: float) -> tuple[Ticket, list[Recall]]:
+        """A ticket for the request, and the recalls to send.  It may be refused at once: `end` it all the same."""
+        ticket = Ticket(session, needs)
+        for handle, use, _ in needs:
+            if use is not Use.LOOK:
+                self._leased(handle).changing += 1
+        self._waiting.append(ticket)
+        recalls: list[Recall] = []
+        for need in needs:
+            leased = self._objects.get(need.handle)
+            for other, held in list(leased.held.items()) if leased else ():
+                if other != session and (demand := self._demand(need, held)):
+                    recall = self._find(other, need, demand)
+                    if recall is None:
+                        recall = self._recall(other, need.handle, demand, (need.name,) if need.name else ())
+                        recalls.append(recall)
+                    ticket.waits_for.add(recall)
+        self._refuse_who_would_lock(ticket, now_s)
+        return ticket, recalls
+
+    def end(self, ticket: Ticket) -> None:
+        """The request was executed, or given up."""
+        self._waiting.remove(ticket)
+        for handle, use, _ in ticket.needs:
+            if use is not Use.LOOK:
+                leased = self._objects[handle]
+                leased.changing -= 1
+                self._tidy(handle, leased)
+
+    def ready(self) -> list[Ticket]:
+        """Open tickets that need not wait any more: ready to be executed, or refused."""
+        if self.in_grace:
+            return [ticket for ticket in self._waiting if ticket.refused]
+        return [ticket for ticket in self._waiting if ticket.is_ready or ticket.refused]
+
+    @staticmethod
+    def _demand(need: Need, held: Held) -> Demand:
+        demand = DEMANDS[need.use, held.mode]
+        if demand is Demand.FORGET_NAMES and need.use is Use.NAME and held.forgot_at == held.serial:
+            return Demand.GIVE_BACK  # it asked for nothing since it last forgot: it does not look there any more
+        return demand
+
+    def _find(self, session: SessionKey, need: Need, demand: Demand) -> Recall | None:
+        """A recall under way that demands as much: SHARED is asked for anew when only that was recalled."""
+        for recall in self._objects[need.handle].recalls:
+            if recall.session == session:
+                if recall.names is None:
+                    if recall.mode is Mode.NONE or demand is not Demand.GIVE_BACK:
+                        return recall
+                elif demand is Demand.FORGET_NAMES and (not need.name or need.name in recall.names):
+                    return recall
+        return None
+
+    def _recall(self, session: SessionKey, handle: Handle, demand: Demand, names: tuple[bytes, ...]) -> Recall:
+        holder, leased = self._holders[session], self._objects[handle]
+        holder.serial += 1
+        held = leased.held[session]
+        if demand is Demand.FORGET_NAMES:
+            held.forgot_at = held.serial
+            recall = Recall(session, handle, holder.serial, held.mode, names)
+        else:
+            mode = Mode.SHARED if demand is Demand.SHARE else Mode.NONE
+            recall = Recall(session, handle, holder.serial, mode)
+        holder.recalls[recall.serial] = recall
+        leased.recalls.append(recall)
+        return recall
+
+    def _refuse_who_would_lock(self, ticket: Ticket, now_s: float) -> None:
+        """No ticket may wait whose node has to forget names, for another ticket, of a directory it keeps locked."""
+        for recall in ticket.waits_for:
+            if recall.waits_for_directory:
+                for other in self._waiting:
+                    if other.session == recall.session and other.waits_for and recall.handle in other.handles:
+                        self._refuse(other, recall.handle, now_s)
+        if ticket.waits_for:
+            for other in self._waiting:
+                for recall in other.waits_for:
+                    is_here = recall.session == ticket.session and recall.handle in ticket.handles
+                    if is_here and recall.waits_for_directory:
+                        self._refuse(ticket, recall.handle, now_s)
+
+    def _refuse(self, ticket: Ticket, handle: Handle, now_s: float) -> None:
+        ticket.refused = True
+        self._leased(handle).contended_until_s = now_s + CONTENDED_S
+
+    # ------------------------------------------------------------ grants
+
+    def grant(
+        self, session: SessionKey, handles: Iterable[Handle], now_s: float, mode: Mode = Mode.SHARED
+    ) -> tuple[int, list[Mode]]:
+        """What the session may hold of each from now on, by the reply that is being made, and its serial."""
+        holder = self._holders.get(session)
+        if holder is None:
+            holder = self._holders[session] = Holder()
+        serial = holder.serial = holder.serial + 1
+        return serial, [self._grant(session, holder, handle, serial, mode, now_s) for handle in handles]
+
+    def _grant(
+        self, session: SessionKey, holder: Holder, handle: Handle, serial: int, mode: Mode, now_s: float
+    ) -> Mode:
+        leased = self._leased(handle)
+        held = leased.held.get(session)
+        if leased.contended_until_s and now_s >= leased.contended_until_s:
+            leased.contended_until_s = 0.0
+        if leased.changing or leased.contended_until_s or (leased.recalls and self._is_recalled(leased, session)):
+            self._tidy(handle, leased)
+            return Mode.NONE
+        if held is not None and held.mode > mode:
+            mode = held.mode  # it does not lose by asking for less
+        if not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
+            return Mode.NONE
+        if held is None:
+            leased.held[session] = Held(mode, serial)
+            holder.handles.add(handle)
+            self.changes.append(Change(session, handle, mode, serial))
+        else:
+            held.serial = serial
+            if held.mode is not mode:
+                held.mode = mode
+                self.changes.append(Change(session, handle, mode, serial))
+        return mode
+
+    @staticmethod
+    def _is_recalled(leased: Leased, session: SessionKey) -> bool:
+        return any(recall.session == session for recall in leased.recalls)
+
+    # ------------------------------------------------------------ returns
+
+    def returned(self, session: SessionKey, serial: int) -> None:
+        """The session answered the recall with this serial; an unknown one was overtaken by the session's end."""
+        holder = self._holders.get(session)
+        recall = holder.recalls.pop(serial, None) if holder else None
+        if holder is None or recall is None:
+            return
+        leased = self._objects[recall.handle]
+        leased.recalls.remove(recall)
+        held = leased.held.get(session)
+        if recall.names is None and held is not None and held.serial < serial and held.mode > recall.mode:
+            if recall.mode is Mode.NONE:
+                self._drop(session, holder, recall.handle, leased)
+            else:
+                held.mode = recall.mode
+                self.changes.append(Change(session, recall.handle, held.mode, held.serial))
+        for ticket in self._waiting:
+            ticket.waits_for.discard(recall)
+        self._tidy(recall.handle, leased)
+
+    def give_back(self, session: SessionKey, handle: Handle, serial: int) -> None:
+        """The session caches nothing of this any more, if *serial* is that of its last grant."""
+        holder, leased = self._holders.get(session), self._objects.get(handle)
+        held = leased.held.get(session) if leased else None
+        if holder is not None and leased is not None and held is not None and held.serial <= serial:
+            self._drop(session, holder, handle, leased)
+            self._tidy(handle, leased)
+
+    def end_session(self, session: SessionKey) -> None:
+        """The session holds nothing any more: it ended, its term is over, or it said so."""
+        holder = self._holders.get(session)
+        if holder is None:
+            return
+        for serial in list(holder.recalls):
+            self.returned(session, serial)
+        for handle in list(holder.handles):
+            leased = self._objects[handle]
+            self._drop(session, holder, handle, leased)
+            self._tidy(handle, leased)
+
+    def forget_session(self, session: SessionKey) -> None:
+        """As `end_session`, for one that never comes back: its serials need not be remembered."""
+        self.end_session(session)
+        self._holders.pop(session, None)
+
+    # ------------------------------------------------------------ what others than requests change
+
+    def changed_here(self, handle: Handle, names: tuple[bytes, ...] | None = None) -> list[Recall]:
+        """A native program changed the object, or only these *names* of the directory: recalls for all holders."""
+        leased = self._objects.get(handle)
+        demand = Demand.GIVE_BACK if names is None else Demand.FORGET_NAMES
+        recalls = []
+        for session in list(leased.held) if leased else ():
+            need = Need(handle, Use.NAME if names else Use.CHANGE, names[0] if names and len(names) == 1 else b"")
+            if (names is not None and len(names) > 1) or self._find(session, need, demand) is None:
+                recalls.append(self._recall(session, handle, demand, names or ()))
+        return recalls
+
+    def recall_session(self, session: SessionKey) -> list[Recall]:
+        """Recall everything the session holds."""
+        holder = self._holders.get(session)
+        recalls = []
+        for handle in list(holder.handles) if holder else ():
+            if self._find(session, Need(handle, Use.CHANGE), Demand.GIVE_BACK) is None:
+                recalls.append(self._recall(session, handle, Demand.GIVE_BACK, ()))
+        return recalls
+
+    def restore(self, leases: Iterable[Change]) -> None:
+        """After a restart of the daemon: what the table says is held, as it was."""
+        for session, handle, mode, serial in leases:
+            holder = self._holders.setdefault(session, Holder())
+            holder.serial = max(holder.serial, serial)
+            holder.handles.add(handle)
+            self._leased(handle).held[session] = Held(mode, serial)
+
+    # ------------------------------------------------------------ bookkeeping
+
+    def _leased(self, handle: Handle) -> Leased:
+        leased = self._objects.get(handle)
+        if leased is None:
+            leased = self._objects[handle] = Leased()
+        return leased
+
+    def _drop(self, session: SessionKey, holder: Holder, handle: Handle, leased: Leased) -> None:
+        del leased.held[session]
+        holder.handles.discard(handle)
+        self.changes.append(Change(session, handle, Mode.NONE, 0))
+
+    def _tidy(self, handle: Handle, leased: Leased) -> None:
+        if not leased.held and not leased.changing and not leased.recalls and not leased.contended_until_s:
+            self._objects.pop(handle, None)
