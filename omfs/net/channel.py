@@ -31,9 +31,9 @@ _ZEROS: Final = bytes(64 << 10)
 
 
 class Channel:
-    """Frames over a transport.  *bytes_in*, *bytes_out*: totals."""
+    """Frames over a transport.  *bytes_in*, *bytes_out*: totals.  *at_holder*: this end is the holder's."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, at_holder: bool = False) -> None:
         self.name = transport.name
         self.transport = transport
         self.bytes_in = 0
@@ -43,7 +43,7 @@ class Channel:
         self.closed_because = ""
         self.comes_soon: Callable[[int], bool] | None = None
         """Waits a moment, blocking the process: whether this descriptor has the next frame (net/server.py)."""
-        self._reader = FrameReader(STRANGER_META_MAX_BYTES, 0)
+        self._reader = FrameReader(STRANGER_META_MAX_BYTES, 0, at_holder=at_holder)
         self._drained = True  # nothing is known to wait in the transport
         self._busy = False  # a task owns the sending side
         self._turn = trio.lowlevel.ParkingLot()

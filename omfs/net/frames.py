@@ -34,6 +34,7 @@ _TLS_HANDSHAKE: Final = b"\x16\x03"  # how a TLS client begins: worth a hint in 
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_request = msgspec.msgpack.Decoder(wire.Request).decode
+_decode_recall = msgspec.msgpack.Decoder(wire.Recall).decode
 _decode_reply = msgspec.msgpack.Decoder(wire.Reply).decode
 _EMPTY_HEADER: Final = bytes(HEADER_BYTES)
 
@@ -56,11 +57,15 @@ class FrameReader:
     """Turns received bytes into frames.
 
     *meta_max* and *bulk_max* (bytes) may be changed between frames: a stranger gets less than an authenticated node.
+    *at_holder*: the only requests that come are the owner's recalls; without it, everything but those.
     """
 
-    def __init__(self, meta_max: int = META_MAX_BYTES, bulk_max: int = BULK_MAX_BYTES) -> None:
+    def __init__(
+        self, meta_max: int = META_MAX_BYTES, bulk_max: int = BULK_MAX_BYTES, *, at_holder: bool = False
+    ) -> None:
         self.meta_max = meta_max
         self.bulk_max = bulk_max
+        self._decode_request = _decode_recall if at_holder else _decode_request
         self._view = memoryview(bytearray(BUFFER_BYTES))
         self._start = 0  # [start, end) of _view is received and not yet consumed
         self._end = 0
@@ -109,7 +114,7 @@ class FrameReader:
         bulk_start = start + HEADER_BYTES + meta_bytes
         if bulk_start > self._end:
             return False
-        message = _decode(frame_id, self._view[start + HEADER_BYTES : bulk_start])
+        message = self._decode(frame_id, self._view[start + HEADER_BYTES : bulk_start])
         if not bulk_bytes:
             self._start = bulk_start
             frames.append((frame_id, message, b""))
@@ -157,14 +162,10 @@ class FrameReader:
         hint = ": it looks like TLS, so its sec= differs from ours" if begin == _TLS_HANDSHAKE else ""
         return f"refused a frame of {meta_bytes} bytes with {bulk_bytes} bytes of bulk data{hint}"
 
-
-def _decode(frame_id: int, meta: memoryview) -> wire.Message:
-    try:
-        if frame_id & REPLY_BIT:
-            reply: wire.Message = _decode_reply(meta)
-            return reply
-        request: wire.Message = _decode_request(meta)
-        return request
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
-        kind = "reply" if frame_id & REPLY_BIT else "request"
-        raise WireError(f"refused a {kind} that is not one of ours: {error}") from None
+    def _decode(self, frame_id: int, meta: memoryview) -> wire.Message:
+        try:
+            message: wire.Message = _decode_reply(meta) if frame_id & REPLY_BIT else self._decode_request(meta)
+            return message
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
+            kind = "reply" if frame_id & REPLY_BIT else "request"
+            raise WireError(f"refused a {kind} that is not one of ours: {error}") from None

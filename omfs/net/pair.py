@@ -63,7 +63,7 @@ class Connector:
         timeout_s = min(self.timeo_s, CONNECT_TIMEOUT_S)
         with trio.move_on_after(timeout_s):
             try:
-                channel = Channel(await self.dial(address, self.port, self.context, self.timeo_s))
+                channel = Channel(await self.dial(address, self.port, self.context, self.timeo_s), at_holder=True)
             except ssl.SSLEOFError:
                 raise ConnectionResetError(_CLOSED) from None
             except ssl.SSLError as error:

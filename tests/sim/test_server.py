@@ -32,7 +32,7 @@ class Client:
 
     def __init__(self, pair: Pair) -> None:
         self.transport, there = memory_transports("holder", "owner")
-        self.channel = Channel(self.transport)
+        self.channel = Channel(self.transport, at_holder=True)
         self.channel.admit(wire.Lane.BULK)
         self._replies: dict[int, wire.Message] = {}
         pair.nursery.start_soon(pair.server.serve, there)
