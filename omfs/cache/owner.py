@@ -37,11 +37,12 @@ Handle: TypeAlias = bytes
 
 
 class Need(NamedTuple):
-    """How a request uses one object; *name*: for Use.NAME."""
+    """How a request uses one object; *name*: for Use.NAME.  *everybody*: its own session is no exception."""
 
     handle: Handle
     use: Use
     name: bytes = b""
+    everybody: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +165,11 @@ class Owner:
 
     def is_free(self, session: SessionKey, needs: Iterable[Need]) -> bool:
         """Whether a request may be executed now, without a ticket, if it is over before the next event."""
-        for handle, use, _ in needs:
+        for handle, use, _, everybody in needs:
             leased = self._objects.get(handle)
             if leased is not None:
                 for other, held in leased.held.items():
-                    if other != session and DEMANDS[use, held.mode]:
+                    if (other != session or everybody) and DEMANDS[use, held.mode]:
                         return False
             if self.in_grace and use is not Use.LOOK:
                 return False
@@ -177,15 +178,15 @@ class Owner:
     def begin(self, session: SessionKey, needs: tuple[Need, ...], now_s: float) -> tuple[Ticket, list[Recall]]:
         """A ticket for the request, and the recalls to send.  It may be refused at once: `end` it all the same."""
         ticket = Ticket(session, needs)
-        for handle, use, _ in needs:
-            if use is not Use.LOOK:
-                self._leased(handle).changing += 1
+        for need in needs:
+            if need.use is not Use.LOOK:
+                self._leased(need.handle).changing += 1
         self._waiting.append(ticket)
         recalls: list[Recall] = []
         for need in needs:
             leased = self._objects.get(need.handle)
             for other, held in list(leased.held.items()) if leased else ():
-                if other != session and (demand := self._demand(need, held)):
+                if (other != session or need.everybody) and (demand := self._demand(need, held)):
                     recall = self._find(other, need, demand)
                     if recall is None:
                         recall = self._recall(other, need.handle, demand, (need.name,) if need.name else ())
@@ -197,11 +198,11 @@ class Owner:
     def end(self, ticket: Ticket) -> None:
         """The request was executed, or given up."""
         self._waiting.remove(ticket)
-        for handle, use, _ in ticket.needs:
-            if use is not Use.LOOK:
-                leased = self._objects[handle]
+        for need in ticket.needs:
+            if need.use is not Use.LOOK:
+                leased = self._objects[need.handle]
                 leased.changing -= 1
-                self._tidy(handle, leased)
+                self._tidy(need.handle, leased)
 
     def ready(self) -> list[Ticket]:
         """Open tickets that need not wait any more: ready to be executed, or refused."""
@@ -321,6 +322,12 @@ class Owner:
             ticket.waits_for.discard(recall)
         self._tidy(recall.handle, leased)
 
+    def returned_all(self, session: SessionKey, serial: int) -> None:
+        """The session caches nothing any more of what was granted up to *serial*."""
+        holder = self._holders.get(session)
+        for handle in list(holder.handles) if holder else ():
+            self.give_back(session, handle, serial)
+
     def give_back(self, session: SessionKey, handle: Handle, serial: int) -> None:
         """The session caches nothing of this any more, if *serial* is that of its last grant."""
         holder, leased = self._holders.get(session), self._objects.get(handle)
@@ -359,14 +366,11 @@ class Owner:
                 recalls.append(self._recall(session, handle, demand, names or ()))
         return recalls
 
-    def recall_session(self, session: SessionKey) -> list[Recall]:
-        """Recall everything the session holds."""
-        holder = self._holders.get(session)
-        recalls = []
-        for handle in list(holder.handles) if holder else ():
-            if self._find(session, Need(handle, Use.CHANGE), Demand.GIVE_BACK) is None:
-                recalls.append(self._recall(session, handle, Demand.GIVE_BACK, ()))
-        return recalls
+    def recall_all(self, session: SessionKey) -> int:
+        """A serial for the recall of everything that was granted to the session; answered: `returned_all`."""
+        holder = self._holders.setdefault(session, Holder())
+        holder.serial += 1
+        return holder.serial
 
     def restore(self, leases: Iterable[Change]) -> None:
         """After a restart of the daemon: what the table says is held, as it was."""
