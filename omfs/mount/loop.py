@@ -56,6 +56,7 @@ class Loop:
         self._in_vain = 0
         hook.takers[abi.INTERRUPT] = self._take_interrupt
         hook.on_end = self._wake_all
+        hook.goes_on = self._goes_on
 
     def _take_interrupt(self, hook: Hook, request: memoryview) -> None:
         # The kernel sends it only for a request that was read before; if it is not waiting, it was answered.
@@ -68,8 +69,8 @@ class Loop:
         hook = self._hook
         me = current_task()
         if hook.pending is not None:
-            taken, hook.pending = hook.pending, None
-            await self._watch(taken)
+            (taken, wish), hook.pending = hook.pending, None
+            await self._wait_for(taken, wish)
         if self._leader is not me and self._leader is not None and not hook.ended:
             if len(self._idle) >= _IDLE_MAX:
                 return False
@@ -77,7 +78,7 @@ class Loop:
         if hook.ended:
             return False
         self._leader = me
-        if hook.drained if self.waiting else not self._comes_soon():
+        if hook.drained or not (self.waiting or self._comes_soon()):
             hook.drained = False
             return await self._wait_for_request()
         self._in_a_row += 1
@@ -85,6 +86,19 @@ class Loop:
             self._in_a_row = 0
             await checkpoint()
         return True
+
+    def _goes_on(self) -> bool:
+        """A request was answered without waiting: whether the next one may be read at once.
+
+        Saves the way through pyfuse3's loop and `wait`, which do the same slower.
+        """
+        if self.waiting or self._in_a_row >= _FAIR_EVERY - 1:
+            return False
+        self._in_a_row += 1
+        if self._comes_soon():
+            return True
+        self._hook.drained = True  # wait() need not look again
+        return False
 
     def _comes_soon(self) -> bool:
         """Whether the next request is there within a moment: programs tend to make several calls in a row."""
@@ -177,6 +191,11 @@ class Loop:
             wish = handler.send(None)
         except StopIteration as end:
             return end.value
+        return (yield from self._wait_for(handler, wish))
+
+    @types.coroutine
+    def _wait_for(self, handler: Coroutine[Any, Any, Any], wish: Any) -> Generator[Any, Any, Any]:
+        """The rest of *handler*, which has just asked trio for *wish*."""
         unique = self._hook.unique  # still this one's: nothing else ran since it was received
         if self._hook.opcode not in abi.NOBODY_WAITS_FOR:
             self.waiting[unique] = Waiting(current_task(), self._hook.pid)

@@ -14,7 +14,7 @@ whole process.  This room redirects three calls (lowlevel_elf.py):
 It depends on no libfuse struct, only on the kernel's protocol, so libfuse 3.14 and 3.17 (where pyfuse3 calls
 `fuse_session_new_versioned`) are the same to it.  Where it can't be installed, `install` says why and the mount
 works with pyfuse3's own operations alone.  Invariants: no exception leaves a callback; `request` is only read
-before a handler's first await.  Called by session.py; loop.py shares `drained`, `ended` and `pending`.
+before a handler's first await.  Called by session.py; loop.py shares `drained`, `ended`, `pending` and `goes_on`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ PASSED: Final = Passed()
 Taken: TypeAlias = Coroutine[Any, Any, None] | Passed | None
 Taker: TypeAlias = Callable[["Hook", memoryview], Taken]
 """Answers a request instead of pyfuse3; it gets the whole request.  A coroutine is run by the worker that received the
-request, and the request stays intact until it ends; None: it is answered."""
+request, here as far as it comes without waiting; the request stays intact until it ends.  None: it is answered."""
+Pending: TypeAlias = tuple[Coroutine[Any, Any, None], Any]
+"""A taken request that waits, and what it has asked trio for."""
 
+_RETRY: Final = -errno.EINTR
 _WRITE_BUF_INDEX: Final = 36  # in struct fuse_lowlevel_ops, which only grows at its end
 _VIEW_BYTES: Final = 16 << 20  # more than any request; only what was received is touched
 _NEW: Final = ("fuse_session_new", "fuse_session_new_versioned")
@@ -63,7 +66,8 @@ class Hook:
         self.drained = False  # the device had nothing at the last look
         self.ended = False  # unmounted: no request will come any more
         self.on_end: Callable[[], None] = lambda: None
-        self.pending: Coroutine[Any, Any, None] | None = None  # a taken request, to be run by the worker
+        self.goes_on: Callable[[], bool] = lambda: False  # the worker may take the next request without asking trio
+        self.pending: Pending | None = None  # to be waited for by the worker
         self.request: memoryview = memoryview(b"")
         self.opcode = self.unique = self.node_id = self.pid = self.uid = self.gid = 0
         self.fd = -1  # /dev/fuse
@@ -139,43 +143,53 @@ class Hook:
         at = ctypes.c_uint64.from_address
         unpack = abi.IN_HEADER.unpack_from
         takers, next_answers = self.takers, self.next_answers
-        again, retry = -errno.EAGAIN, -errno.EINTR
 
         def receive(session: int, buffer: int) -> int:
-            received: int = real(session, buffer)
-            if received <= 0:
-                if received == again:
-                    self.drained = True
-                    return retry
-                if received != retry:
-                    self.ended = True
-                    self.on_end()
-                return received
-            address = at(buffer + 16).value  # struct fuse_buf: size, flags, mem
-            view = views.get(address)
-            if view is None:
-                view = views[address] = memoryview((ctypes.c_char * _VIEW_BYTES).from_address(address)).cast("B")
-            self.request = view
-            _, opcode, self.unique, self.node_id, self.uid, self.gid, self.pid = unpack(view)
-            self.opcode = opcode
-            if next_answers and opcode != abi.GETATTR:
-                next_answers.pop(self.pid, None)
-            taker = takers.get(opcode)
-            if taker is not None:
-                try:
-                    taken = taker(self, view[:received])
-                    if isinstance(taken, Passed):
-                        return received
-                    self.pending = taken
-                except Exception:
-                    log.exception("FUSE request %d could not be taken", opcode)
-                    self.answer(abi.error_reply(self.unique, errno.EIO))
-                return retry
-            if opcode == abi.INIT:
-                expect_init(view)
-            return received
+            while True:
+                received: int = real(session, buffer)
+                if received <= 0:
+                    return self._nothing(received)
+                address = at(buffer + 16).value  # struct fuse_buf: size, flags, mem
+                view = views.get(address)
+                if view is None:
+                    view = views[address] = memoryview((ctypes.c_char * _VIEW_BYTES).from_address(address)).cast("B")
+                self.request = view
+                _, opcode, self.unique, self.node_id, self.uid, self.gid, self.pid = unpack(view)
+                self.opcode = opcode
+                if next_answers and opcode != abi.GETATTR:
+                    next_answers.pop(self.pid, None)
+                taker = takers.get(opcode)
+                if taker is None or not self._taken(taker, view[:received]):
+                    if opcode == abi.INIT:
+                        expect_init(view)
+                    return received
+                if self.pending is not None or not self.goes_on():
+                    return _RETRY
 
         return kind(receive)
+
+    def _nothing(self, received: int) -> int:
+        """There is no request, for a moment or for ever: what pyfuse3 shall make of it."""
+        if received == -errno.EAGAIN:
+            self.drained = True
+            return _RETRY
+        if received != _RETRY:
+            self.ended = True
+            self.on_end()
+        return received
+
+    def _taken(self, taker: Taker, request: memoryview) -> bool:
+        """Let *taker* have the request, and run what it returns until that waits (`pending`).  False: it passes."""
+        try:
+            taken = taker(self, request)
+            if isinstance(taken, Passed):
+                return False
+            if taken is not None:
+                self.pending = _begun(taken)
+        except Exception:
+            log.exception("FUSE request %d could not be taken", self.opcode)
+            self.answer(abi.error_reply(self.unique, errno.EIO))
+        return True
 
     def _init_patcher(self, libfuse: LoadedObject, real_address: int) -> Callable[[memoryview], None]:
         kind = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
@@ -202,6 +216,14 @@ class Hook:
             libfuse.redirect("writev", _address(callback))
 
         return expect_init
+
+
+def _begun(taken: Coroutine[Any, Any, None]) -> Pending | None:
+    """Run a taken request until it waits; None: it is answered."""
+    try:
+        return taken, taken.send(None)
+    except StopIteration:
+        return None
 
 
 def _address(callback: Any) -> int:

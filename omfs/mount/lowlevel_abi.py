@@ -16,7 +16,10 @@ from omfs import wire
 LOOKUP: Final = 1
 GETATTR: Final = 3
 SETATTR: Final = 4
+MKDIR: Final = 9
 UNLINK: Final = 10
+RMDIR: Final = 11
+RENAME: Final = 12
 OPEN: Final = 14
 READ: Final = 15
 WRITE: Final = 16
@@ -29,8 +32,10 @@ GETLK: Final = 31
 SETLK: Final = 32
 SETLKW: Final = 33
 RELEASEDIR: Final = 29
+CREATE: Final = 35
 INTERRUPT: Final = 36
 FALLOCATE: Final = 43
+RENAME2: Final = 45
 LSEEK: Final = 46
 COPY_FILE_RANGE: Final = 47
 COPY_FILE_RANGE_64: Final = 53
@@ -102,8 +107,13 @@ _FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh, offset, length, mode
 _LSEEK_IN: Final = struct.Struct("<QQI")  # fh, offset, whence
 _COPY_IN: Final = struct.Struct("<QQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len
 _INTERRUPT_IN: Final = struct.Struct("<Q")
+_CREATE_IN: Final = struct.Struct("<IIII")  # flags, mode, umask, open_flags; then the name
+_MKDIR_IN: Final = struct.Struct("<II")  # mode, umask; then the name
+_RENAME_IN: Final = struct.Struct("<Q")  # newdir; then both names
+_RENAME2_IN: Final = struct.Struct("<QII")  # newdir, flags, padding; then both names
 _ATTR: Final = struct.Struct("<QQQqqqIIIIIIIIII")  # ino, size, blocks, 3 times s, 3 times ns, mode ... blksize, flags
 _ENTRY: Final = struct.Struct("<QQQQII")  # nodeid, generation, entry valid s, attr valid s, and their ns
+_OPEN: Final = struct.Struct("<QIi")  # fh, open_flags, backing_id
 _ATTR_HEAD: Final = struct.Struct("<QII")  # attr valid s, ns, dummy
 
 
@@ -124,6 +134,20 @@ class LockIn(NamedTuple):
     kind: int
     pid: int
     lock_flags: int
+
+
+class CreateIn(NamedTuple):
+    name: bytes
+    flags: int
+    mode: int
+    umask: int
+
+
+class RenameIn(NamedTuple):
+    name: bytes
+    new_parent: int
+    new_name: bytes
+    flags: int
 
 
 class FallocateIn(NamedTuple):
@@ -156,6 +180,31 @@ def lock_in(request: memoryview) -> LockIn:
     return LockIn._make(_LOCK_IN.unpack_from(request, IN_HEADER_BYTES))
 
 
+def create_in(request: memoryview) -> CreateIn:
+    flags, mode, umask, _ = _CREATE_IN.unpack_from(request, IN_HEADER_BYTES)
+    return CreateIn(bytes(request[IN_HEADER_BYTES + _CREATE_IN.size : -1]), flags, mode, umask)
+
+
+def mkdir_in(request: memoryview) -> CreateIn:
+    mode, umask = _MKDIR_IN.unpack_from(request, IN_HEADER_BYTES)
+    return CreateIn(bytes(request[IN_HEADER_BYTES + _MKDIR_IN.size : -1]), 0, mode, umask)
+
+
+def rename_in(request: memoryview) -> RenameIn:
+    (new_parent,) = _RENAME_IN.unpack_from(request, IN_HEADER_BYTES)
+    return _renamed(request, _RENAME_IN.size, new_parent, 0)
+
+
+def rename2_in(request: memoryview) -> RenameIn:
+    new_parent, flags, _ = _RENAME2_IN.unpack_from(request, IN_HEADER_BYTES)
+    return _renamed(request, _RENAME2_IN.size, new_parent, flags)
+
+
+def _renamed(request: memoryview, head_bytes: int, new_parent: int, flags: int) -> RenameIn:
+    name, new_name = bytes(request[IN_HEADER_BYTES + head_bytes : -1]).split(b"\0")
+    return RenameIn(name, new_parent, new_name, flags)
+
+
 def fallocate_in(request: memoryview) -> FallocateIn:
     return FallocateIn._make(_FALLOCATE_IN.unpack_from(request, IN_HEADER_BYTES))
 
@@ -174,7 +223,7 @@ def interrupted_unique(request: memoryview) -> int:
 
 
 def last_name(request: memoryview) -> bytes:
-    """Of a LOOKUP or UNLINK: the name, which ends with a NUL."""
+    """Of a LOOKUP, UNLINK or RMDIR: the name, which ends with a NUL."""
     return bytes(request[IN_HEADER_BYTES:-1])
 
 
@@ -199,8 +248,8 @@ def read_in(request: memoryview) -> tuple[int, int, int]:
     return fh, offset, size_bytes
 
 
-def flush_fh(request: memoryview) -> int:
-    """Of a FLUSH: which open file."""
+def file_number(request: memoryview) -> int:
+    """Of a FLUSH or RELEASE: which open file."""
     return int(struct.unpack_from("<Q", request, IN_HEADER_BYTES)[0])
 
 
@@ -254,7 +303,12 @@ def attr_reply(unique: int, attr: bytes) -> bytes:
 
 def open_reply(unique: int, fh: int) -> bytes:
     """For OPEN (struct fuse_open_out): direct_io."""
-    return reply(unique, struct.pack("<QIi", fh, _FOPEN_DIRECT_IO, 0))
+    return reply(unique, _OPEN.pack(fh, _FOPEN_DIRECT_IO, 0))
+
+
+def create_reply(unique: int, number: int, attr: bytes, fh: int) -> bytes:
+    """For CREATE: what LOOKUP and OPEN would answer."""
+    return reply(unique, _ENTRY.pack(number, 0, 0, 0, 0, 0) + attr + _OPEN.pack(fh, _FOPEN_DIRECT_IO, 0))
 
 
 def init_offered(request: memoryview) -> int:

@@ -29,7 +29,8 @@ class FileOperations(NameOperations):
         self.files: dict[int, RemoteFile] = {}
         self._next_file = 1
 
-    def _number(self, file: RemoteFile) -> int:
+    def number(self, file: RemoteFile) -> int:
+        """Number a file that was opened: by this the kernel names it from here on."""
         number, self._next_file = self._next_file, self._next_file + 1
         self.files[number] = file
         return number
@@ -38,7 +39,7 @@ class FileOperations(NameOperations):
         """open(2) of an object: the number by which the kernel will name the open file."""
         caller = self.callers.caller(context)  # before anything is waited for: *context* may be the hook's
         node, handle = await self.place(inode)
-        return self._number(await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC)))
+        return self.number(await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC)))
 
     @answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -50,7 +51,7 @@ class FileOperations(NameOperations):
     ) -> tuple[FileInfo, EntryAttributes]:
         node, parent = await self.place(parent_inode)
         file, attributes = await create_file(node, parent, name, mode, ctx.umask, flags, self.callers.caller(ctx))
-        return _direct(self._number(file)), self.entry(node, file.handle, attributes)
+        return _direct(self.number(file)), self.entry(node, file.handle, attributes)
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer will do

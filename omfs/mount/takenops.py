@@ -1,6 +1,7 @@
 """The FUSE operations that pyfuse3 does not know, taken out of its stream by the hook: locks, fallocate, lseek,
 copy_file_range; WRITE, because pyfuse3 drops its flags and copies its data; and the most frequent ones (LOOKUP,
-GETATTR, OPEN, small READ, FLUSH without locks, UNLINK), because the short road saves a tenth of their time.
+GETATTR, OPEN, small READ, FLUSH without locks, RELEASE, and those that make, move and remove names), because the
+short road saves a tenth of their time.
 
 Each handler reads the kernel's own request and sends the kernel's own answer (lowlevel_abi.py).  The request stays
 intact until the handler has ended.  Called by the hook, run by loop.py.
@@ -12,19 +13,23 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from pyfuse3 import FUSEError
 
+from omfs import wire
 from omfs.errors import OmfsError
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.handlers import Foundation
-from omfs.mount.inodes import FIRST_OBJECT_ID
+from omfs.mount.inodes import FIRST_OBJECT_ID, ROOT_ID
 from omfs.mount.justtold import JustTold
 from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
+from omfs.mount.remote import RemoteNode
+from omfs.mount.remotefile import create_file
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +57,20 @@ def _look_up(just_told: JustTold) -> Handler:
         thread, name, caller = hook.pid, abi.last_name(request), operations.callers.caller(hook)
         node, parent = await operations.place(hook.node_id)
         found = await node.look_up(parent, name, caller)
-        inode = operations.inodes.find(node, found.handle)
-        inode.lookups += 1
-        attr = abi.attributes(inode.id, found.attributes)
-        just_told.note(thread, inode.id, attr)
-        return abi.entry_reply(unique, inode.id, attr)
+        number, attr = _told(operations, node, found.handle, found.attributes)
+        just_told.note(thread, number, attr)
+        return abi.entry_reply(unique, number, attr)
 
     return look_up
+
+
+def _told(
+    operations: FileOperations, node: RemoteNode, handle: bytes, attributes: wire.Attributes
+) -> tuple[int, bytes]:
+    """FUSE node id and struct fuse_attr of an object that the kernel is told of: it counts as one look-up."""
+    inode = operations.inodes.find(node, handle)
+    inode.lookups += 1
+    return inode.id, abi.attributes(inode.id, attributes)
 
 
 async def _get_attributes(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -67,11 +79,46 @@ async def _get_attributes(operations: FileOperations, request: memoryview, uniqu
     return abi.attr_reply(unique, abi.attributes(inode.id, await inode.owner.get_attributes(inode.handle)))
 
 
-async def _unlink(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+async def _remove(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
-    name, caller = abi.last_name(request), operations.callers.caller(hook)
+    name, is_directory, caller = abi.last_name(request), hook.opcode == abi.RMDIR, operations.callers.caller(hook)
     node, parent = await operations.place(hook.node_id)
-    await node.remove_name(parent, name, False, caller)
+    await node.remove_name(parent, name, is_directory, caller)
+    return abi.reply(unique)
+
+
+async def _rename(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    hook = operations.hook
+    wanted = abi.rename_in(request) if hook.opcode == abi.RENAME else abi.rename2_in(request)
+    caller = operations.callers.caller(hook)
+    node, parent = await operations.place(hook.node_id)
+    new_node, new_parent = await operations.place(wanted.new_parent)
+    Foundation.same_node(node, new_node)
+    await node.rename(parent, wanted.name, new_parent, wanted.new_name, wanted.flags, caller)
+    return abi.reply(unique)
+
+
+async def _make_directory(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    hook = operations.hook
+    wanted, caller = abi.mkdir_in(request), operations.callers.caller(hook)
+    node, parent = await operations.place(hook.node_id)
+    found = await node.make_directory(parent, wanted.name, stat.S_IMODE(wanted.mode), wanted.umask, caller)
+    return abi.entry_reply(unique, *_told(operations, node, found.handle, found.attributes))
+
+
+async def _create(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    hook = operations.hook
+    wanted, caller = abi.create_in(request), operations.callers.caller(hook)
+    node, parent = await operations.place(hook.node_id)
+    file, attributes = await create_file(node, parent, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
+    number, attr = _told(operations, node, file.handle, attributes)
+    return abi.create_reply(unique, number, attr, operations.number(file))
+
+
+async def _release(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    file = operations.files.pop(abi.file_number(request), None)
+    if file is not None:
+        await file.close()
     return abi.reply(unique)
 
 
@@ -126,7 +173,12 @@ async def _copy_range(operations: FileOperations, request: memoryview, unique: i
 _READ_TAKEN_MAX_BYTES: Final = 32 << 10  # more is worth pyfuse3's way, which does not copy it once more
 _COPY_MAX_BYTES: Final = 64 << 20  # so that one call does not keep the owner's thread for minutes
 _HANDLERS: Final[dict[int, Handler]] = {
-    abi.UNLINK: _unlink,
+    abi.UNLINK: _remove,
+    abi.RENAME: _rename,
+    abi.RENAME2: _rename,
+    abi.MKDIR: _make_directory,
+    abi.CREATE: _create,
+    abi.RELEASE: _release,
     abi.OPEN: _open,
     abi.WRITE: _write,
     abi.SETLK: _set_lock,
@@ -159,7 +211,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
         return PASSED if number < FIRST_OBJECT_ID else get_attributes(hook, request)
 
     def take_flush(hook: Hook, request: memoryview) -> Taken:
-        file = operations.files.get(abi.flush_fh(request))
+        file = operations.files.get(abi.file_number(request))
         if file is None or file.is_range_locked:
             return PASSED
         hook.answer(abi.reply(hook.unique))
@@ -170,6 +222,12 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     def take_read(hook: Hook, request: memoryview) -> Taken:
         return PASSED if abi.read_in(request)[2] > _READ_TAKEN_MAX_BYTES else read(hook, request)
 
+    remove = _taker(operations, _remove)
+
+    def take_rmdir(hook: Hook, request: memoryview) -> Taken:
+        return PASSED if hook.node_id == ROOT_ID else remove(hook, request)
+
+    hook.takers[abi.RMDIR] = take_rmdir
     hook.takers[abi.FLUSH] = take_flush
     hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from pathlib import Path
 
 import pyfuse3
 import pytest
+import trio
 
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.justtold import WITHIN_S, JustTold
@@ -15,8 +17,8 @@ from omfs.mount.lowlevel import Hook
 from omfs.mount.lowlevel_elf import LoadedObject, NotPatchable, loaded_object
 
 
-def request(opcode: int, body: bytes, node_id: int = 5) -> memoryview:
-    return memoryview(abi.IN_HEADER.pack(40 + len(body), opcode, 77, node_id, 1000, 100, 4242) + bytes(4) + body)
+def request(opcode: int, body: bytes, unique: int = 77) -> memoryview:
+    return memoryview(abi.IN_HEADER.pack(40 + len(body), opcode, unique, 5, 1000, 100, 4242) + bytes(4) + body)
 
 
 def test_init_flags_are_ours_where_the_kernel_knows_them() -> None:
@@ -59,6 +61,14 @@ def test_requests_are_read_as_the_kernel_lays_them_out() -> None:
     assert abi.interrupted_unique(request(abi.INTERRUPT, struct.pack("<Q", 12345))) == 12345
     assert abi.setattr_valid(request(abi.SETATTR, struct.pack("<II", 0x180, 0))) == 0x180
     assert abi.setxattr_flags(request(abi.SETXATTR, struct.pack("<II", 4, 2) + b"user.x\0abcd")) == 2
+    create = request(abi.CREATE, struct.pack("<IIII", 2, 0o100644, 0o22, 0) + b"new\0")
+    assert abi.create_in(create) == (b"new", 2, 0o100644, 0o22)
+    mkdir = request(abi.MKDIR, struct.pack("<II", 0o755, 0o22) + b"new\0")
+    assert abi.mkdir_in(mkdir) == (b"new", 0, 0o755, 0o22)
+    rename = request(abi.RENAME, struct.pack("<Q", 9) + b"old\0new\0")
+    assert abi.rename_in(rename) == (b"old", 9, b"new", 0)
+    rename = request(abi.RENAME2, struct.pack("<QII", 9, 2, 0) + b"old\0new\0")
+    assert abi.rename2_in(rename) == (b"old", 9, b"new", 2)
     assert abi.flush_lock_owner(request(abi.FLUSH, struct.pack("<QIIQ", 3, 0, 0, 99))) == 99
 
 
@@ -136,11 +146,35 @@ def test_a_look_up_answers_only_the_very_next_request(between: int | None, is_ke
     assert answers == [b"attr" if is_kept else None]
 
 
+async def test_what_is_answered_at_once_is_followed_by_the_next_request() -> None:
+    hook = Hook()
+    seen: list[tuple[int, str]] = []
+    waits = trio.Event()
+
+    async def handler(unique: int) -> None:
+        seen.append((unique, "begun"))
+        if unique == 3:
+            await waits.wait()
+        seen.append((unique, "done"))
+
+    hook.takers[abi.GETATTR] = lambda hook, _: handler(hook.unique)
+    hook.goes_on = lambda: True
+    receive = Receiver(hook)
+    assert receive(*(request(abi.GETATTR, b"", unique) for unique in (1, 2, 3, 4))) == -errno.EINTR
+    assert seen == [(1, "begun"), (1, "done"), (2, "begun"), (2, "done"), (3, "begun")]
+    assert hook.pending is not None, "what waits is left to the worker, and the next request until then"
+    hook.pending[0].close()
+    hook.pending = None
+    hook.goes_on = lambda: False
+    assert receive(request(abi.GETATTR, b"", 5), request(abi.GETATTR, b"", 6)) == -errno.EINTR
+    assert seen[-1] == (5, "done")
+
+
 class Receiver:
     """The hook's place in front of libfuse, fed with requests of ours."""
 
     def __init__(self, hook: Hook) -> None:
-        self._next = b""
+        self._messages: list[bytes] = []
         self._memory = ctypes.create_string_buffer(4096)
         self._buffer = (ctypes.c_uint64 * 3)(4096, 0, ctypes.addressof(self._memory))  # struct fuse_buf
         self._libfuse = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(self._receive)
@@ -148,9 +182,10 @@ class Receiver:
         self._hook = hook._receiver(address, lambda _: None)
 
     def _receive(self, session: int, buffer: int) -> int:
-        ctypes.memmove(self._memory, self._next, len(self._next))
-        return len(self._next)
+        message = self._messages.pop(0)
+        ctypes.memmove(self._memory, message, len(message))
+        return len(message)
 
-    def __call__(self, message: memoryview) -> None:
-        self._next = bytes(message)
-        self._hook(None, ctypes.addressof(self._buffer))
+    def __call__(self, *messages: memoryview) -> int:
+        self._messages = [bytes(message) for message in messages]
+        return int(self._hook(None, ctypes.addressof(self._buffer)))
