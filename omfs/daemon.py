@@ -136,11 +136,16 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         listener = listen("", settings.port)
     except OSError as error:
         raise ConfigError(f"port {settings.port}: {error.strerror}; is another omfs-export running?") from None
+    service.description.certificate_expires_s = standing.identity.expires_s
     begun_s = time.monotonic()
 
     async def reload() -> None:
         if standing.reload():
             server.local, server.context = standing.local, standing.identity.server_context
+            service.description.certificate_expires_s = standing.identity.expires_s
+
+    async def describe(arguments: control.Arguments) -> dict[str, wire.NodeDescribed]:
+        return {"described": service.describe(arguments.get("accounts") is True)}
 
     async def status(_: control.Arguments) -> dict[str, Any]:
         return {
@@ -156,14 +161,18 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             "uptime_s": round(time.monotonic() - begun_s, 3),
             "reloads": standing.reloads,
             "exports": shown_exports(service.exports()),
-            "sessions": [{"node_id": one.node_id, "requests": one.requests} for one in server.sessions.values()],
+            "sessions": [
+                {"node_id": one.node_id, "key": one.key.hex(), "requests": one.requests}
+                for one in server.sessions.values()
+            ],
             "requests": server.requests,
             "bytes_in": server.bytes_in,
             "bytes_out": server.bytes_out,
         }
 
+    handlers: dict[str, control.Handler] = {"status": status, "describe": describe}
     async with trio.open_nursery() as nursery:
-        await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", {"status": status})
+        await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(server.run, [listener])
         nursery.start_soon(service.tend)
         nursery.start_soon(_heed_signals, reload, nursery.cancel_scope)
@@ -214,7 +223,12 @@ class MountDaemon:
                 await wait_until_answering(session.mountpoint)
                 if self._settings.dfsa:
                     await self._bind_self(session)
-                handlers = {"status": self._status, "ping": self._ping, "identify": self._identify}
+                handlers: dict[str, control.Handler] = {
+                    "status": self._status,
+                    "describe": self._describe_nodes,
+                    "ping": self._ping,
+                    "identify": self._identify,
+                }
                 await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
                 nursery.start_soon(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
                 utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
@@ -336,6 +350,27 @@ class MountDaemon:
                 exports = shown_exports((await node.peer.call(wire.DescribeNode(), wire.NodeDescribed)).exports)
         addresses = self._standing.node_map.nodes.get(node.node_id, ())
         described[node.node_id] = control.peer_status(node.peer.describe(), addresses, exports)
+
+    async def _describe_nodes(self, arguments: control.Arguments) -> control.DescribeReply:
+        """What the other nodes tell about themselves, *nodes* or all; asked side by side."""
+        wanted, accounts = arguments.get("nodes"), arguments.get("accounts") is True
+        told: list[control.NodeTold] = []
+
+        async def ask(node: RemoteNode) -> None:
+            described, asked_ns = None, time.time_ns()
+            if node.peer.state == "up":
+                with trio.move_on_after(DESCRIBE_WITHIN_S), contextlib.suppress(OmfsError):
+                    described = await node.peer.call(wire.DescribeNode(accounts), wire.NodeDescribed)
+            answered_ns = time.time_ns()
+            status = control.peer_status(node.peer.describe(), ())
+            told.append(control.NodeTold(node.node_id, status.state, status.reason, described, asked_ns, answered_ns))
+
+        async with trio.open_nursery() as nursery:
+            for node in self._nodes.values():
+                if not isinstance(wanted, list) or node.node_id in wanted:
+                    nursery.start_soon(ask, node)
+        told.sort(key=lambda one: one.node_id)
+        return control.DescribeReply(self._standing.local.node_id, tuple(told))
 
     async def _ping(self, arguments: control.Arguments) -> control.PingReply:
         node_id = arguments.get("node")

@@ -19,6 +19,7 @@ from omfs.wiretypes import (
     Lane as Lane,
     Message as Message,
     Mode as Mode,
+    Standing as Standing,
 )
 
 PROTOCOL_VERSION: Final = 2
@@ -47,8 +48,8 @@ class CancelRequest(Message, frozen=True, tag=True):
     request_id: int
 
 
-class DescribeNode(Message, frozen=True, tag=True):
-    """For omfs-admin: who are you?"""
+class DescribeNode(Message, frozen=True, tag=True):  # for omfs-admin; *accounts*: with the users and groups
+    accounts: bool = False
 
 
 class AttachTree(Message, frozen=True, tag=True):  # the root of the owner's tree
@@ -236,9 +237,7 @@ class SyncFile(Message, frozen=True, tag=True):
     data_only: bool
 
 
-class AllocateSpace(Message, frozen=True, tag=True):
-    """fallocate(2) with its *mode* bits."""
-
+class AllocateSpace(Message, frozen=True, tag=True):  # fallocate(2) with its *mode* bits
     open_id: int
     mode: int
     offset: int
@@ -251,9 +250,7 @@ class SeekFile(Message, frozen=True, tag=True):  # lseek(2) with *whence* SEEK_D
     whence: int
 
 
-class CopyRange(Message, frozen=True, tag=True):
-    """copy_file_range(2) between two files of the same owner."""
-
+class CopyRange(Message, frozen=True, tag=True):  # copy_file_range(2) between two files of the same owner
     source_open_id: int
     source_offset: int
     target_open_id: int
@@ -380,6 +377,7 @@ class NodeDescribed(Message, frozen=True, tag=True):
     requests: int
     bytes_in: int
     bytes_out: int
+    standing: Standing
 
 
 class Found(Message, frozen=True, tag=True):

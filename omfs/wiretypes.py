@@ -65,6 +65,18 @@ class Entry(Message, frozen=True):
     mode: Mode = Mode.NONE
 
 
+class Standing(Message, frozen=True):
+    """What must fit on all nodes of a cluster, for omfs-admin check; users and groups only where they were asked for."""
+
+    map_digest: bytes
+    dfsa: bool
+    certificate_expires_s: int  # since the epoch; 0: sec=none
+    users_digest: bytes
+    groups_digest: bytes
+    users: tuple[tuple[bytes, int], ...] = ()
+    groups: tuple[tuple[bytes, int], ...] = ()
+
+
 class ExportInfo(Message, frozen=True):
     """One exported subtree and its options."""
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import socket
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,10 +24,11 @@ from typing import Any, Final, TypeAlias, TypeVar, get_args
 import trio
 
 from omfs import wire
-from omfs.config import LOCK_WAITERS_MAX, SOFTWARE, Settings
+from omfs.config import LOCK_WAITERS_MAX, Settings
 from omfs.errors import ConfigError, OpenLost
 from omfs.export import files as opening, metadata, names
 from omfs.export.blocks import Blocks
+from omfs.export.description import Description
 from omfs.export.disk import Disk, Place, attributes_of, check_exportable, check_name
 from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan
 from omfs.export.handles import Sealer, load_key
@@ -100,7 +99,7 @@ class ExportService:
         self._ids = OpenIds()
         self._shares: dict[int, Share] = {}  # by node id
         self._lease_waiters = trio.CapacityLimiter(LEASE_WAITERS_MAX)
-        self._begun_s = time.monotonic()
+        self.description = Description(node_id)
 
     async def tend(self) -> None:
         """Drop what is not used any more, until cancelled."""
@@ -157,21 +156,11 @@ class ExportService:
             holder.files.close_all()
 
     def _describe_node(self, holder: Holder, request: wire.DescribeNode, bulk: Buffer) -> Answer:
-        server = self.server
-        described = wire.NodeDescribed(
-            software=SOFTWARE,
-            version=wire.PROTOCOL_VERSION,
-            node_id=self.node_id,
-            hostname=socket.gethostname(),
-            uptime_s=time.monotonic() - self._begun_s,
-            clock_ns=time.time_ns(),
-            exports=self.exports(),
-            sessions=len(server.sessions) if server else 0,
-            requests=server.requests if server else 0,
-            bytes_in=server.bytes_in if server else 0,
-            bytes_out=server.bytes_out if server else 0,
-        )
-        return described, b""
+        return self.describe(request.accounts), b""
+
+    def describe(self, accounts: bool) -> wire.NodeDescribed:
+        """Who this node is; *accounts*: with its users and groups."""
+        return self.description.tell(self.server, self.exports(), accounts)
 
     # ------------------------------------------------------------ names
 

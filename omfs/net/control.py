@@ -24,6 +24,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import trio
 
+from omfs import wire
 from omfs.errors import ConfigError, ControlError, NotRunning, OmfsError
 
 REQUEST_MAX_BYTES: Final = 64 << 10  # commands are short
@@ -117,6 +118,24 @@ class PingReply(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     round_trip_s: float | None = None
     reason: str = ""
+
+
+class NodeTold(msgspec.Struct, frozen=True):
+    """What a node told about itself (None: no answer), and this node's clock before and after; *state*: NodeStatus."""
+
+    node_id: int
+    state: str
+    reason: str
+    described: wire.NodeDescribed | None
+    asked_ns: int
+    answered_ns: int
+
+
+class DescribeReply(msgspec.Struct, frozen=True):
+    """A mount's answer to {"command": "describe", "nodes": [N...], "accounts": BOOL}; *node_id*: who answers."""
+
+    node_id: int
+    nodes: tuple[NodeTold, ...]
 
 
 # ---------------------------------------------------------------- asking

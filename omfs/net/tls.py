@@ -49,6 +49,11 @@ class LocalIdentity:
     cluster: str = ""
     expires: datetime.datetime | None = None
 
+    @property
+    def expires_s(self) -> int:
+        """When the certificate expires, in seconds since the epoch; 0 without one."""
+        return int(self.expires.timestamp()) if self.expires else 0
+
 
 def node_uri(cluster: str, node_id: int) -> str:
     """The identity in a node's certificate."""

@@ -207,8 +207,8 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "1000000000000000020100000000000092ad43616e63656c5265717565737463",
     ),
     (
-        wire.DescribeNode(),
-        "0e00000000000000020100000000000091ac44657363726962654e6f6465",
+        wire.DescribeNode(accounts=True),
+        "0f00000000000000020100000000000092ac44657363726962654e6f6465c3",
     ),
     (
         wire.Failed(errno=2, text="no such file", open_lost=True),
@@ -244,9 +244,19 @@ GOLDEN: list[tuple[wire.Message, str]] = [
             requests=2,
             bytes_in=3,
             bytes_out=4,
+            standing=wire.Standing(
+                map_digest=b"m" * 4,
+                dfsa=True,
+                certificate_expires_s=1_900_000_000,
+                users_digest=b"u" * 4,
+                groups_digest=b"g" * 4,
+                users=((b"anna", 1001),),
+                groups=((b"staff", 50),),
+            ),
         ),
-        "3c0000000000000002010000000000809cad4e6f6465446573637269626564aa6f6d667320302e312e300102a26e32cb3ff8"
-        "000000000000cf0de0b6b3a76400009193c4012fc2c301020304",
+        "6a0000000000000002010000000000809dad4e6f6465446573637269626564aa6f6d667320302e312e300102a26e32cb3ff8"
+        "000000000000cf0de0b6b3a76400009193c4012fc2c30102030497c4046d6d6d6dc3ce713fb300c40475757575c404676767"
+        "679192c404616e6e61cd03e99192c405737461666632",
     ),
     (
         wire.Found(

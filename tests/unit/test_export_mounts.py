@@ -284,6 +284,11 @@ async def test_what_a_node_tells_about_itself(root: Asker) -> None:
     assert told.hostname == os.uname().nodename
     assert told.exports == (wire.ExportInfo(b"/", False, False),)
     assert told.uptime_s >= 0
+    assert told.standing.users == told.standing.groups == ()
+    assert len(told.standing.users_digest) == len(told.standing.groups_digest) == 16
+    told = await root.get(wire.DescribeNode(accounts=True), wire.NodeDescribed)
+    assert (b"root", 0) in told.standing.users
+    assert (b"root", 0) in told.standing.groups
 
 
 def test_a_wrong_tree_stops_the_start(tmp_path: Path) -> None:
