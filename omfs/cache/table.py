@@ -11,8 +11,8 @@ is why the boot id is not inside it; and `about` is taken away while a table is 
 that kills its reader is set aside at the next start.
 
 Records: `sessions` session key -> number, node, last heard, software; `handles` handle and number -> mode, serial,
-time; `holders` number and handle -> nothing; a session's number is never used again.  To forget a session is one
-small transaction: leases of numbers without a session count as gone, `sweep` removes them piece by piece.
+time; `holders` number and handle -> nothing; a session's number is never used again.  To forget all leases of a session
+is one small transaction: those of numbers without a session count as gone, `sweep` removes them piece by piece.
 
 Invariants: all methods return without waiting, so no transaction spans an await; no read transaction stays open
 between two calls or between two items of an iterator, so the map can grow at any time.  Called by the export
@@ -33,6 +33,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import lmdb
 
+from omfs.cache.owner import Change, SessionKey
 from omfs.wiretypes import Mode
 
 FORMAT: Final = 1
@@ -50,15 +51,6 @@ _NEXT_NUMBER: Final = b"next number"
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-
-class Change(NamedTuple):
-    """A lease that was granted, reduced, or (Mode.NONE) given back."""
-
-    session: bytes
-    handle: bytes
-    mode: Mode
-    serial: int
 
 
 class Lease(NamedTuple):
@@ -211,7 +203,7 @@ class LeaseTable(LeaseReader):
     def __init__(self, path: Path, boot_id: str, *, is_new: bool) -> None:
         """Use `LeaseTable.open`."""
         super().__init__(path, boot_id, writable=True)
-        self._numbers: dict[bytes, int] = {}
+        self._numbers: dict[SessionKey, int] = {}
         self._unswept = 0  # numbers below it may have left leases behind; 0: nobody has
         try:
             if is_new:
@@ -253,7 +245,7 @@ class LeaseTable(LeaseReader):
     # ------------------------------------------------------------ changes
 
     def note(self, changes: Iterable[Change], now_ns: int | None = None) -> None:
-        """Record what was granted and given back, in one transaction: all of it or (OSError) nothing.
+        """Record what was granted and given back, in this order and one transaction: all of it or (OSError) nothing.
 
         ValueError for a handle no owner makes, and for a grant to a session that was not noted; that a forgotten
         session gives something back is fine.
@@ -290,8 +282,7 @@ class LeaseTable(LeaseReader):
         def write(txn: Any) -> int:
             mine = number
             if mine is None:
-                mine = _next_number(txn, self._meta)
-                txn.put(_NEXT_NUMBER, _NUMBER.pack(mine + 1), db=self._meta)
+                mine = _take_number(txn, self._meta)
             txn.put(key, _SESSION.pack(mine, node_id, heard_ns) + software.encode(), db=self._sessions)
             return mine
 
@@ -311,10 +302,26 @@ class LeaseTable(LeaseReader):
 
     def forget_session(self, key: bytes) -> None:
         """It ended: it has no leases any more.  The records themselves are removed by `sweep`.  OSError."""
-        number = self._numbers.pop(key, None)
+        number = self._numbers.get(key)
         if number is not None:
             self._change(lambda txn: txn.delete(key, db=self._sessions))
+            del self._numbers[key]
             self._unswept = max(self._unswept, number + 1)
+
+    def forget_leases(self, key: bytes) -> None:
+        """It goes on, but nothing that it holds: its term is over, or it returned everything.  As `forget_session`."""
+        before = self._numbers.get(key)
+        if before is None:
+            return
+
+        def write(txn: Any) -> int:
+            mine = _take_number(txn, self._meta)
+            value = txn.get(key, db=self._sessions)
+            txn.put(key, _NUMBER.pack(mine) + value[_NUMBER.size :], db=self._sessions)
+            return mine
+
+        self._numbers[key] = self._change(write)
+        self._unswept = max(self._unswept, before + 1)
 
     def sweep(self, most: int = SWEEP_LEASES) -> int:
         """Remove up to *most* leases of forgotten sessions, in one transaction; how many it was.  OSError."""
@@ -403,6 +410,12 @@ def _records(cursor: Any, prefix: bytes, last: bytes) -> Iterator[tuple[bytes, b
         yield cursor.item()
         count += 1
         found = cursor.next()
+
+
+def _take_number(txn: Any, meta: Any) -> int:
+    number = _next_number(txn, meta)
+    txn.put(_NEXT_NUMBER, _NUMBER.pack(number + 1), db=meta)
+    return number
 
 
 def _next_number(txn: Any, meta: Any) -> int:

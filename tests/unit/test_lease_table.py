@@ -18,7 +18,8 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from omfs.cache import table
-from omfs.cache.table import Change, LeaseReader, LeaseTable, SessionNote, read_boot_id
+from omfs.cache.owner import Change
+from omfs.cache.table import LeaseReader, LeaseTable, SessionNote, read_boot_id
 from omfs.wiretypes import Mode
 
 BOOT = "7e6bd9d5-0000-4000-8000-000000000001"
@@ -93,10 +94,13 @@ class TableMachine(RuleBasedStateMachine):
             else:
                 self.model.leases.pop((session, handle), None)
 
-    @rule(key=KEYS)
-    def forget(self, key: bytes) -> None:
-        self.table.forget_session(key)
-        self.model.sessions.pop(key, None)
+    @rule(key=KEYS, ended=st.booleans())
+    def forget(self, key: bytes, ended: bool) -> None:
+        if ended:
+            self.table.forget_session(key)
+            self.model.sessions.pop(key, None)
+        else:
+            self.table.forget_leases(key)
         for each in [each for each in self.model.leases if each[0] == key]:
             del self.model.leases[each]
 
@@ -216,12 +220,13 @@ WRITER = """
 import sys
 from pathlib import Path
 from omfs.cache import table
+from omfs.cache.owner import Change
 table.MAP_BYTES = 1 << 17  # so that it grows many times
 leases = table.LeaseTable.open(Path(sys.argv[1]), sys.argv[2])
 leases.note_session(b"a" * 16, 1, "omfs", 0)
 for number in range(int(sys.argv[3])):
-    made = [table.Change(b"a" * 16, b"%d %d" % (number, part), table.Mode.SHARED, number) for part in range(3)]
-    gone = [table.Change(b"a" * 16, b"%d 0" % (number - 1), table.Mode.NONE, number)] if number else []
+    made = [Change(b"a" * 16, b"%d %d" % (number, part), table.Mode.SHARED, number) for part in range(3)]
+    gone = [Change(b"a" * 16, b"%d 0" % (number - 1), table.Mode.NONE, number)] if number else []
     leases.note(made + gone)
     print(number, flush=True)
 sys.stdin.read()
