@@ -64,7 +64,7 @@ class Connector:
         with trio.move_on_after(timeout_s):
             try:
                 channel = Channel(await self.dial(address, self.port, self.context, self.timeo_s), at_holder=True)
-            except ssl.SSLEOFError:
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # which one depends on Python's version
                 raise ConnectionResetError(_CLOSED) from None
             except ssl.SSLError as error:
                 raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
@@ -82,7 +82,7 @@ class Connector:
         try:
             await channel.request(hello_id, hello_to(self.local, self.node_id, self.session_key, lane))
             frames = await channel.receive()
-        except (ssl.SSLEOFError, ConnectionError):
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             raise ConnectionResetError(_CLOSED) from None
         except ssl.SSLError as error:
             raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
