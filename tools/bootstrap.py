@@ -36,6 +36,7 @@ PACKAGES = {
     "bench": ("openssh-client", "openssh-server", "sshfs"),
     "peers": ("moosefs-chunkserver", "moosefs-client", "moosefs-master"),
 }
+DISTRIBUTION_BIN = "/usr/bin"
 PYTHON_PACKAGES = ("python3-dev", "python3-venv")  # only if no python3 in PATH can make environments and compile
 
 PROBE = """
@@ -141,9 +142,14 @@ def examine(path: str) -> Python | None:
 
 
 def pythons_in_path() -> Iterator[Python]:
-    """Every python3 in PATH, in order, this project's own virtual environment excepted."""
+    """Every python3 in PATH, in order, but the distribution's first; this project's own virtual environment excepted.
+
+    Distributions build theirs with profile-guided and link-time optimization, others (pyenv) mostly don't: with
+    Debian's an uncached stat takes a fifth less time.
+    """
     seen = set()
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for folder in sorted(folders, key=lambda folder: folder != DISTRIBUTION_BIN):
         path = Path(folder, "python3")
         if os.access(path, os.X_OK) and path.parent != VENV / "bin" and path.resolve() not in seen:
             seen.add(path.resolve())
@@ -153,7 +159,7 @@ def pythons_in_path() -> Iterator[Python]:
 
 
 def choose_python() -> Python | None:
-    """The first python3 in PATH that can make a virtual environment and compile extensions; None where none can."""
+    """The first of them that can make a virtual environment and compile extensions; None where none can."""
     for python in pythons_in_path():
         if not python.fault:
             return python

@@ -57,10 +57,13 @@ def test_the_first_python_that_can_do_it(
         make_python(tmp_path / "newer", [3, 13, 0]),
     ]
     monkeypatch.setenv("PATH", ":".join(folders), prepend=":")
+    monkeypatch.setattr(bootstrap, "DISTRIBUTION_BIN", str(tmp_path / "bare"))
     assert bootstrap.choose_python().path == str(tmp_path / "good" / "python3")
     said = capsys.readouterr().out
     for reason in ("is 3.9.2, older than 3.11", "has no header files", "has no venv module"):
         assert reason in said
+    monkeypatch.setattr(bootstrap, "DISTRIBUTION_BIN", str(tmp_path / "newer"))
+    assert bootstrap.choose_python().path == str(tmp_path / "newer" / "python3"), "the distribution's is the fast one"
 
 
 def test_no_sudo_is_said_in_one_line(
