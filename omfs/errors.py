@@ -70,6 +70,12 @@ class WireError(OmfsError):
     errno = _errno.EPROTO
 
 
+class SessionEnded(OmfsError):
+    """The holder was gone for too long, or we stop: it has nothing of ours any more, and will not answer."""
+
+    errno = _errno.EHOSTDOWN
+
+
 class HelloRefused(OmfsError):
     """The two nodes do not fit together (version, DFSA setting, map, identity); the text says what to do."""
 

@@ -30,10 +30,11 @@ Dial: TypeAlias = Callable[[str, int, ssl.SSLContext | None, float], Awaitable[t
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two connected lanes, and what the owner said on the first."""
+    """Two connected lanes, and what the owner said on the first.  *hello_s*: when the second's Hello was sent."""
 
     channels: tuple[Channel, Channel]  # by lane
     welcomed: wire.Welcomed
+    hello_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,15 @@ class Connector:
 
     async def connect(self, address: str) -> Pair:
         """Raises OSError, HelloRefused, WireError."""
-        small, welcomed = await self._open_lane(address, wire.Lane.SMALL)
+        small, welcomed, _ = await self._open_lane(address, wire.Lane.SMALL)
         try:
-            bulk, _ = await self._open_lane(address, wire.Lane.BULK)
+            bulk, _, hello_s = await self._open_lane(address, wire.Lane.BULK)
         except BaseException:
             small.close("the BULK lane could not be connected")
             raise
-        return Pair((small, bulk), welcomed)
+        return Pair((small, bulk), welcomed, hello_s)
 
-    async def _open_lane(self, address: str, lane: wire.Lane) -> tuple[Channel, wire.Welcomed]:
+    async def _open_lane(self, address: str, lane: wire.Lane) -> tuple[Channel, wire.Welcomed, float]:
         timeout_s = min(self.timeo_s, CONNECT_TIMEOUT_S)
         with trio.move_on_after(timeout_s):
             try:
@@ -69,16 +70,17 @@ class Connector:
             except ssl.SSLError as error:
                 raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
             try:
-                return channel, await self._say_hello(channel, lane)
+                return channel, *await self._say_hello(channel, lane)
             except BaseException:
                 channel.close("Hello failed")
                 raise
         raise TimeoutError(f"no answer within {timeout_s:g} s")
 
-    async def _say_hello(self, channel: Channel, lane: wire.Lane) -> wire.Welcomed:
+    async def _say_hello(self, channel: Channel, lane: wire.Lane) -> tuple[wire.Welcomed, float]:
         certificate = channel.transport.certificate
         check_certificate(None if certificate is None else peer_node_id(certificate), self.node_id)
         hello_id = self.take_id()
+        sent_s = trio.current_time()
         try:
             await channel.request(hello_id, hello_to(self.local, self.node_id, self.session_key, lane))
             frames = await channel.receive()
@@ -90,7 +92,7 @@ class Connector:
             raise WireError("did not answer our Hello")
         welcomed = check_welcome(frames[0][1], self.node_id)
         channel.admit(lane)
-        return welcomed
+        return welcomed, sent_s
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

@@ -16,7 +16,7 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 import trio
 
@@ -38,12 +38,13 @@ from omfs.net.channel import Channel
 from omfs.net.frames import REPLY_BIT, Buffer, Frame
 from omfs.net.hello import SESSION_KEY_BYTES, LocalNode
 from omfs.net.pair import Connector, Dial
+from omfs.net.pings import Pings
+from omfs.net.recalls import LeaseHolder, R
 from omfs.net.repeats import ONCE_ONLY, REPEATABLE_AFTER_RESTART
 from omfs.net.session import bulk_cost
 
 MAY_NOT_BE_REPEATED: Final = ONCE_ONLY - REPEATABLE_AFTER_RESTART
 
-R = TypeVar("R", bound=wire.Message)
 Linger: TypeAlias = Callable[[tuple[int, int]], int]
 """Wait a moment, blocking the whole process, until one of these descriptors is readable, and return it; or return -1:
 there is other work.  The tuple is another object for each pair of connections."""
@@ -51,7 +52,7 @@ there is other work.  The tuple is another object for each pair of connections."
 log = logging.getLogger(__name__)
 
 
-class Peer:
+class Peer(LeaseHolder):
     """One owner as this node sees it.
 
     *local*, *context* and *addresses* may be replaced while it runs (SIGHUP); they count from the next connection on.
@@ -70,33 +71,29 @@ class Peer:
         hard: bool = False,
         dial: Dial = transport.dial,
     ) -> None:
-        self.node_id = node_id
+        super().__init__(node_id)
         self.addresses = addresses
         self.port = port
         self.local = local
         self.context = context
         self.hard = hard
-        self.epoch = 0
         self.state = "connecting"  # or "up", "down"
         self.refusal = ""  # why our last Hello was refused
         self.fault = ""  # why there is no connection
         self.linger: Linger | None = None  # set by the mount: a reply that is quick saves all task switches
         self.address = ""  # of the current or last connection
         self.software = ""
-        self.round_trip_s = 0.0  # of the last Ping
         self.requests = 0
         self._settings = settings
         self._dial = dial
         self._session_key = os.urandom(SESSION_KEY_BYTES)
         self._instance = b""  # of the owner's daemon; b"" before its first Welcomed
         self._calls = CallTable()
-        self._channels: tuple[Channel, Channel] | None = None  # by lane
         self._descriptors = (-1, -1)  # theirs
-        self._pings: dict[int, tuple[wire.Lane, float]] = {}  # unanswered: id -> lane, sent at
+        self._pings = Pings()
         self._abandoned: list[int] = []  # ids of lock waits and opens nobody waits for any more: to be cancelled
         self._heard_s = self._lost_s = 0.0  # last byte of, and end of, the last pair
         self._bytes_in = self._bytes_out = 0  # of earlier pairs
-        self._nursery: trio.Nursery | None = None
 
     # ------------------------------------------------------------ what it is like
 
@@ -124,8 +121,9 @@ class Peer:
             "refusal": self.refusal,
             "fault": self.fault,
             "epoch": self.epoch,
-            "round_trip_us": round(self.round_trip_s * 1e6),
+            "round_trip_us": round(self._pings.round_trip_s * 1e6),
             "silent_s": round(self.silent_s, 1),
+            "lapses": self.lapses,
             "requests": self.requests,
             "in_flight": len(self._calls),
             "bytes_in": self.bytes_in,
@@ -208,11 +206,14 @@ class Peer:
                     self._calls.last_id = call_id
                     return frames[0]
         except (OSError, WireError) as error:
-            self._drop(str(error))
+            self._drop_for(error)
         call = Call(request, bulk)
         self._calls.adopt(call)
-        for frame in frames:
-            self._take_reply(frame)
+        try:
+            for frame in frames:
+                self._take_reply(frame)
+        except Exception as error:
+            self._drop_for(error)
         return call
 
     def _why_not(self, call: Call, expect: type[R]) -> OmfsError:
@@ -285,6 +286,7 @@ class Peer:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._watch)
+                nursery.start_soon(self._watch_term)
                 while True:
                     channels = await self._wait_connected()
                     await self._use(channels)
@@ -341,6 +343,7 @@ class Peer:
             self._session_lost()
         self._instance = welcomed.instance
         self.software = welcomed.software
+        self._agree(welcomed, pair.hello_s)
         return pair.channels
 
     def _session_lost(self) -> None:
@@ -348,6 +351,7 @@ class Peer:
         log.warning("node %d lost our session (it restarted, or we were away too long)", self.node_id)
         self.epoch += 1
         self._abandoned.clear()
+        self._owner_forgot("the owner has lost our session")
         for call in self._calls.open_calls():
             if call.sent and type(call.request) in MAY_NOT_BE_REPEATED:
                 kind = type(call.request).__name__
@@ -360,6 +364,7 @@ class Peer:
         self._descriptors = (channels[0].transport.fileno(), channels[1].transport.fileno())
         self.state, self.refusal, self.fault = "up", "", ""
         log.info("node %d: connected to %s (%s)", self.node_id, self.address, self.software)
+        self._return_soon()
         abandoned, self._abandoned = self._abandoned, []
         again = self._calls.open_calls()
         for call in again:
@@ -384,10 +389,14 @@ class Peer:
             while True:
                 for frame in await channel.receive():
                     self._take_reply(frame)
-        except (OSError, WireError) as error:
+        except Exception as error:
+            self._drop_for(error)
+
+    def _drop_for(self, error: Exception) -> None:
+        if isinstance(error, OSError | WireError):
             self._drop(str(error))
-        except Exception:
-            log.exception("node %d: connection closed by an error of ours", self.node_id)
+        else:
+            log.error("node %d: connection closed by an error of ours", self.node_id, exc_info=error)
             self._drop("internal error")
 
     def _take_reply(self, frame: Frame) -> None:
@@ -396,9 +405,10 @@ class Peer:
         call = self._calls.in_flight.get(call_id)
         if call is not None:
             call.answer(reply, bulk)
-        elif call_id in self._pings:
-            _, sent_s = self._pings.pop(call_id)
-            self.round_trip_s = trio.current_time() - sent_s
+        elif call_id & REPLY_BIT:  # no reply: the owner asks
+            self._take_recall(frame_id, reply, bulk)
+        elif (sent_s := self._pings.take_answered(call_id, trio.current_time())) is not None:
+            self._answered(sent_s)
         elif not 0 < call_id <= self._calls.last_id:  # others were given up by their callers
             raise WireError(f"sent a {type(reply).__name__} that nobody asked for")
 
@@ -417,7 +427,7 @@ class Peer:
         self._heard_s = max(channel.heard_s for channel in channels)
         self._lost_s = trio.current_time()
         self._channels = None
-        self._pings.clear()
+        self._pings.forget()
         self.state, self.fault = "connecting", reason
         for channel in channels:
             channel.close(reason)
@@ -427,9 +437,10 @@ class Peer:
     async def _watch(self) -> None:
         """Ping, and notice when nothing comes back; one task for all calls."""
         settings = self._settings
-        tick_s = min(settings.ping_interval_s, settings.timeo_s) / 4
         pinged_s = woken_s = trio.current_time()
         while True:
+            interval_s = min(settings.ping_interval_s, self._term.renew_every_s)
+            tick_s = min(interval_s, settings.timeo_s) / 4
             await trio.sleep(tick_s)
             now = trio.current_time()
             was_late = now - woken_s > tick_s + settings.ping_interval_s
@@ -440,7 +451,7 @@ class Peer:
                     channel.assume_heard()
             self._look_at_silence(now)
             self._look_at_signalled()
-            if now - pinged_s >= settings.ping_interval_s:
+            if now - pinged_s >= interval_s:
                 pinged_s = now
                 self._ping()
 
@@ -465,12 +476,10 @@ class Peer:
     def _ping(self) -> None:
         if self._channels is None or self._nursery is None:
             return
-        waiting = {lane for lane, _ in self._pings.values()}
-        for lane, channel in zip(wire.Lane, self._channels, strict=True):
-            if lane not in waiting:
-                ping_id = self._calls.take_id()
-                self._pings[ping_id] = lane, trio.current_time()
-                self._nursery.start_soon(self._send_ping, channel, ping_id)
+        for lane in self._pings.idle_lanes():
+            ping_id = self._calls.take_id()
+            self._pings.sent(ping_id, lane, trio.current_time())
+            self._nursery.start_soon(self._send_ping, self._channels[lane], ping_id)
 
     async def _send_ping(self, channel: Channel, ping_id: int) -> None:
         try:

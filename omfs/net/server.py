@@ -282,7 +282,8 @@ class Server:
         while True:
             for frame_id, message, bulk in await channel.receive():
                 if frame_id & REPLY_BIT:
-                    raise WireError(f"a {type(message).__name__} that nobody asked for")
+                    session.take_answer(channel, frame_id ^ REPLY_BIT, message, bulk)
+                    continue
                 self.requests += 1
                 await self._handle(session, lane, channel, frame_id, message, bulk)
 
@@ -402,6 +403,7 @@ class Server:
             self._service.session_ended(session)
         except Exception:
             log.exception("node %d: ending its session failed", session.node_id)
+        session.end_asks()
 
 
 _PONGED: Final = wire.Ponged()

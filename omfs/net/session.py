@@ -1,8 +1,9 @@
 """The owner's memory of one holder: what must survive a lost connection.
 
 A session is chosen by the holder (16 random bytes) and lives over its reconnects.  Here: the current connection of
-each lane, the requests being executed, and the replies of requests that must not be executed twice.  What it does not
-do: execute, listen, know what a request means.  The service keeps its opens and locks in `data`.
+each lane, the requests being executed, the replies of requests that must not be executed twice, and what the owner
+itself asks.  What it does not do: execute, listen, know what a request means.  The service keeps its opens and locks in
+`data`.
 
 Invariants: a request id is executed at most once at a time, and those of ONCE_ONLY at most once at all within
 a session (their replies are kept; where a reply was forgotten already, a repeat is refused, not executed); a reply goes
@@ -18,8 +19,10 @@ import trio
 
 from omfs import wire
 from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT
-from omfs.errors import WireError
+from omfs.errors import SessionEnded, WireError
+from omfs.net.asks import Asks, OnAnswer
 from omfs.net.channel import Bulk, Channel
+from omfs.net.frames import Buffer
 
 BULK_IN_FLIGHT_MAX_BYTES: Final = 64 << 20  # bulk data one session may have under way, both directions together
 
@@ -44,6 +47,7 @@ class Session:
         self.requests = 0
         self._channels: list[Channel | None] = [None, None]
         self._lost_s = trio.current_time()  # when the last connection went
+        self._asks = Asks()
         self._executing: dict[int, trio.CancelScope] = {}
         self._held_bytes = 0
         self._replies: dict[int, wire.Message] = {}  # in the order of execution
@@ -63,6 +67,10 @@ class Session:
     def heard_s(self) -> float:
         return max((c.heard_s for c in self._channels if c), default=self._lost_s)
 
+    def lease_lapsed(self, now_s: float, term_s: float) -> bool:
+        """Whether the holder must have dropped all it cached: for *term_s* nothing was heard, so nothing answered."""
+        return now_s - self.heard_s >= term_s
+
     # ------------------------------------------------------------ connections
 
     def attach(self, lane: wire.Lane, channel: Channel) -> None:
@@ -73,24 +81,72 @@ class Session:
         if lane is wire.Lane.SMALL:
             self.close_channels("replaced by a new connection of the same session")
             self._repeats_up_to = self._highest_id
+            self._channels[lane] = channel
         else:
             self.confirmed = True
             if old := self.bulk:
                 old.close("replaced by a new connection of the same session")
-        self._channels[lane] = channel
+            self._channels[lane] = channel
+            self._asks.use(
+                self.small
+            )  # now the holder has taken the SMALL lane's Welcomed, and nothing else comes first
 
     def detach(self, lane: wire.Lane, channel: Channel) -> None:
         """*channel* is lost."""
         if self._channels[lane] is channel:
             self._lost_s = self.heard_s
             self._channels[lane] = None
+            if lane is wire.Lane.SMALL:
+                self._asks.use(None)
 
     def close_channels(self, reason: str) -> None:
         self._lost_s = self.heard_s
+        self._asks.use(None)
         for lane, channel in enumerate(self._channels):
             self._channels[lane] = None
             if channel:
                 channel.close(reason)
+
+    # ------------------------------------------------------------ what the owner asks
+
+    def ask_soon(self, request: wire.Recall, on_answer: OnAnswer) -> None:
+        """Ask the holder, now and over every new connection until it answers; *on_answer* is called once.
+
+        It gets True in the reader's task when answered, False when the session has ended (after the service has heard
+        of that); never before this returns.  It must not wait.  What was sent to the holder before (a reply that
+        grants) is seen there before.  Raises WireError when the request is too large to send: nothing was asked.
+        """
+        self._asks.ask_soon(request, on_answer)
+
+    async def ask(self, request: wire.Recall) -> None:
+        """As `ask_soon`, and wait for the answer.  A caller that is cancelled does not take the question back.
+
+        Raises SessionEnded, WireError.
+        """
+        outcome: list[bool] = []
+        over = trio.Event()
+
+        def on_answer(answered: bool) -> None:
+            outcome.append(answered)
+            over.set()
+
+        self._asks.ask_soon(request, on_answer)
+        await over.wait()
+        if outcome != [True]:
+            raise SessionEnded(f"the session of node {self.node_id} ended before its {type(request).__name__}")
+
+    @property
+    def asks(self) -> int:
+        """How many the holder has not answered yet."""
+        return len(self._asks)
+
+    def take_answer(self, channel: Channel, ask_id: int, answer: wire.Message, bulk: Buffer) -> None:
+        """Raises WireError."""
+        self._asks.take_answer(channel, ask_id, answer, bulk)
+
+    def end_asks(self) -> None:
+        """The session has ended."""
+        self._asks.end()
 
     # ------------------------------------------------------------ requests
 
