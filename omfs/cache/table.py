@@ -36,6 +36,7 @@ import lmdb
 from omfs.cache.owner import Change, SessionKey
 from omfs.wiretypes import Mode
 
+DIRECTORY: Final = "leases"  # in state_dir
 FORMAT: Final = 1
 SESSION_KEY_BYTES: Final = 16
 HANDLE_MAX_BYTES: Final = 255  # handles have at most 162 (export/handles.py), keys of LMDB 511

@@ -35,7 +35,7 @@ DOWN = NodeStatus(node_id=3, addresses=("10.0.0.3",), state="down", reason="sile
 
 
 @contextlib.contextmanager
-def mount(run_dir: Path, **handlers: Handler) -> Iterator[None]:
+def mount(run_dir: Path, *, socket: str = "mount.sock", **handlers: Handler) -> Iterator[None]:
     """A daemon in a thread of its own, since omfs-admin runs its own trio loop."""
     ready = threading.Event()
     scope = trio.CancelScope()
@@ -45,7 +45,7 @@ def mount(run_dir: Path, **handlers: Handler) -> Iterator[None]:
         token.append(trio.lowlevel.current_trio_token())
         with scope:
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve, run_dir / "mount.sock", handlers)
+                await nursery.start(serve, run_dir / socket, handlers)
                 ready.set()
 
     thread = threading.Thread(target=trio.run, args=(main,))
