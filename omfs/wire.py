@@ -225,7 +225,7 @@ class CloseFile(Message, frozen=True, tag=True):
 
 
 class CloseFiles(Message, frozen=True, tag=True):
-    """Several that were open for reading only, without locks; what the owner does not know is skipped."""
+    """Several without locks, at most WRITTEN_CLOSES_MAX of them for writing; what the owner doesn't know is skipped."""
 
     open_ids: tuple[int, ...]
 

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias, TypeVar, get_args
 import trio
 
 from omfs import wire
-from omfs.config import LOCK_WAITERS_MAX, Settings
+from omfs.config import LOCK_WAITERS_MAX, SOFTWARE, WRITTEN_CLOSES_MAX, Settings
 from omfs.errors import ConfigError, OpenLost
 from omfs.export import files as opening, metadata, names
 from omfs.export.blocks import Blocks
@@ -350,8 +350,8 @@ class ExportService:
 
     def _close_files(self, holder: Holder, request: wire.CloseFiles, bulk: Buffer) -> MaybeSlow:
         known = holder.files.known(request.open_ids)
-        if any(opened.is_writable for opened in known.values()):  # closing it may take long
-            raise OSError(errno.EINVAL, "open for writing: close it by itself")
+        if sum(opened.is_writable for opened in known.values()) > WRITTEN_CLOSES_MAX:
+            raise OSError(errno.EINVAL, "too many that were open for writing")
         if any(holds_big_orphan(opened) for opened in known.values()):
             return self._close_slowly(holder, tuple(known))
         for open_id in known:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from omfs import wire
+from omfs.config import WRITTEN_CLOSES_MAX
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
 from omfs.mount.callers import ROOT
 from omfs.net.peer import Peer
@@ -31,10 +32,33 @@ log = logging.getLogger(__name__)
 
 _TEND_INTERVAL_S: Final = 1.0
 _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then not before it is heard again
-_CLOSE_TOGETHER_S: Final = 0.01
+_CLOSE_WRITTEN_S: Final = 0.001  # until then nobody can execute the file there (ETXTBSY)
+_CLOSE_READ_S: Final = 0.01
 _CLOSES_MAX: Final = 1024  # in one message
 _OWED_MAX: Final = 65536  # a session of a node that is away for good ends at its side anyway
 _UNDELIVERED: Final = (NodeDown, HelloRefused, OutcomeUnknown, Interrupted)
+
+
+class _Closes:
+    """Open ids to be given back together, *within_s* of the first, at most *count_max* in one message."""
+
+    def __init__(self, within_s: float, count_max: int) -> None:
+        self._within_s = within_s
+        self._count_max = count_max
+        self._open_ids: list[int] = []
+        self._wanted = trio.Event()
+
+    def add(self, open_id: int) -> None:
+        self._open_ids.append(open_id)
+        self._wanted.set()
+
+    async def wait(self) -> list[wire.CloseFiles]:
+        await self._wanted.wait()
+        await trio.sleep(self._within_s)
+        self._wanted = trio.Event()
+        open_ids, self._open_ids = self._open_ids, []
+        starts = range(0, len(open_ids), self._count_max)
+        return [wire.CloseFiles(tuple(open_ids[start : start + self._count_max])) for start in starts]
 
 
 class RemoteNode:
@@ -53,8 +77,8 @@ class RemoteNode:
         self.doubtful: set[RemoteFile] = set()
         self._owed: deque[tuple[int, wire.Message]] = deque()  # with the epoch that they are of
         self._lost: list[RemoteFile] = []  # their locks are to be taken again
-        self._to_close: list[int] = []
-        self._closes_wanted = trio.Event()
+        self._read = _Closes(_CLOSE_READ_S, _CLOSES_MAX)
+        self._written = _Closes(_CLOSE_WRITTEN_S, WRITTEN_CLOSES_MAX)
         self._epoch = peer.epoch
         self._is_doubtful = False  # it did not answer within _SILENT_S when last asked about its root
 
@@ -176,28 +200,23 @@ class RemoteNode:
             log.debug("node %d: %s: %s", self.node_id, type(request).__name__, error)
         return True
 
-    def close_soon(self, open_id: int) -> None:
-        """Close a file that was open for reading only, without locks; some of them together, in a moment.
+    def close_soon(self, open_id: int, written: bool) -> None:
+        """Close a file that was open without locks; some of them together, in a moment.
 
-        Nobody waits for it: the owner learns up to _CLOSE_TOGETHER_S later that a file is not read any more.
+        Nobody waits for it, and a close of its own would meet the program's next call on the way.
         """
-        self._to_close.append(open_id)
-        if len(self._to_close) == 1:
-            self._closes_wanted.set()
+        (self._written if written else self._read).add(open_id)
 
-    async def _close_together(self) -> None:
+    async def _close_together(self, closes: _Closes) -> None:
         while True:
-            await self._closes_wanted.wait()
-            self._closes_wanted = trio.Event()
-            await trio.sleep(_CLOSE_TOGETHER_S)
-            open_ids, self._to_close = self._to_close, []
-            for start in range(0, len(open_ids), _CLOSES_MAX):
-                await self.settle(wire.CloseFiles(tuple(open_ids[start : start + _CLOSES_MAX])))
+            for request in await closes.wait():
+                await self.settle(request)
 
     async def tend(self) -> None:
         """Pay what is owed and take locks again after a restart of the owner; runs as long as the mount."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._close_together)
+            nursery.start_soon(self._close_together, self._read)
+            nursery.start_soon(self._close_together, self._written)
             await self._look_after()
 
     async def _look_after(self) -> None:

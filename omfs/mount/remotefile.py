@@ -165,8 +165,8 @@ class RemoteFile:
             same.discard(self)
             if not same:
                 del self.node.files[self.handle]
-        if not self._flags & os.O_ACCMODE and not self.holds_locks:
-            self.node.close_soon(self.open_id)
+        if not self.holds_locks:
+            self.node.close_soon(self.open_id, written=bool(self._flags & os.O_ACCMODE))
             return
         for owner in list(self._ranges):  # open file description locks end with the description
             await self.node.settle(wire.ReleaseLocks(self.open_id, owner))

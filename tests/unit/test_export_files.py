@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from omfs import wire
-from omfs.config import BULK_MAX_BYTES, Tree
+from omfs.config import BULK_MAX_BYTES, WRITTEN_CLOSES_MAX, Tree
 from omfs.errors import OpenLost
 from omfs.export.service import ExportService
 from omfs.net.server import FileSlice
@@ -374,8 +374,13 @@ async def test_closing_several_at_once(root: Asker, room: Path) -> None:
     for open_id in reading[:2]:
         with pytest.raises(OpenLost):
             await root.read(open_id)
+    many = [await root.open(handle, os.O_RDWR) for _ in range(WRITTEN_CLOSES_MAX)]
     with refused(errno.EINVAL):
-        await root.ask(wire.CloseFiles((writing,)))
+        await root.ask(wire.CloseFiles((writing, *many)))
+    assert await root.read(writing) == b"data"
+    await root.get(wire.CloseFiles(tuple(many)), wire.Done)
+    with pytest.raises(OpenLost):
+        await root.read(many[0])
     assert await root.read(reading[2]) == b"data"
 
 
