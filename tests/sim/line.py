@@ -11,12 +11,15 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
 from omfs import wire
 from omfs.config import Settings
-from omfs.net.frames import Buffer
+from omfs.net.channel import Channel
+from omfs.net.frames import REPLY_BIT, Buffer
+from omfs.net.hello import hello_to
 from omfs.net.peer import Peer
 from omfs.net.server import Answer, LocalNode, Server, Session
 from omfs.net.transport import MemoryTransport, Transport, memory_transports
@@ -24,6 +27,7 @@ from omfs.net.transport import MemoryTransport, Transport, memory_transports
 CALLER = wire.Caller(uid=0, gid=0)
 SETTINGS = Settings(timeo_s=15, ping_interval_s=3, session_timeout_s=60, reconnect_interval_s=1)
 HOLDER, OWNER = 1, 2
+KEY = b"k" * 16  # of the session of a Client
 
 
 def local_node(node_id: int, **changes: Any) -> LocalNode:
@@ -40,10 +44,14 @@ def look_up(name: bytes) -> wire.LookUp:
     return wire.LookUp(parent=b"root", name=name, caller=CALLER)
 
 
+LARGE = wire.XattrGot(value=bytes(500_000))
+
+
 class FakeService:
     """Executes requests the way their names say, and remembers which (*executed*), in order.
 
-    Names: b"slow-..." waits for `release`, b"oserror" and b"bug" raise.  A lock that waits is never free.
+    Names: b"slow-..." waits for `release`, b"large" has a reply that no line takes at once, b"oserror" and b"bug"
+    raise.  A lock that waits is never free.
     """
 
     def __init__(self) -> None:
@@ -70,6 +78,8 @@ class FakeService:
                 raise KeyError("a bug")
             case wire.LookUp(name=b"huge"):
                 return wire.XattrGot(value=bytes(2 << 20)), b""
+            case wire.LookUp(name=b"large"):
+                return LARGE, b""
             case wire.OpenFile():
                 return wire.FileOpened(open_id=5), b""
             case wire.CloseFile():
@@ -133,6 +143,32 @@ class Line:
         """Both connections break, and both ends notice."""
         for transport in self.transports[-2:]:
             transport.close()
+
+
+class FakeMount:
+    """What a mount does with recalls and lapses, and in which order (*told*): `gate` holds its handlers up."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.told: list[object] = []
+        self.handled: list[wire.Recall] = []
+        self.gate = trio.Event()
+        self.gate.set()
+        self.drops_at_once = True
+        self.lapsed_s: list[float] = []
+        self._peer = peer
+        peer.on_recall = self._recall
+        peer.on_recall_seen = self.told.append
+        peer.on_lapse = self._lapse
+
+    async def _recall(self, request: wire.Recall) -> None:
+        await self.gate.wait()
+        self.handled.append(request)
+
+    def _lapse(self, reason: str) -> None:
+        self.lapsed_s.append(trio.current_time())
+        self.told.append(reason)
+        if self.drops_at_once:
+            self._peer.lapse_handled()
 
 
 class Pair:
@@ -230,3 +266,32 @@ class Attempt:
 
 def attempt(pair: Pair, request: wire.Message, expect: type[wire.Message] = wire.Done) -> Attempt:
     return Attempt(pair.nursery, lambda: pair.ask(request, expect))
+
+
+class Client:
+    """A holder made by hand: it says what a test wants it to say."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.transport, there = memory_transports("holder", "owner")
+        self.channel = Channel(self.transport, at_holder=True)
+        self.channel.admit(wire.Lane.BULK)
+        self._replies: dict[int, wire.Message] = {}
+        pair.nursery.start_soon(pair.server.serve, there)
+
+    async def ask(self, frame_id: int, request: wire.Message, bulk: bytes = b"") -> wire.Message:
+        await self.channel.request(frame_id, request, bulk)
+        return await self.reply_to(frame_id)
+
+    async def reply_to(self, frame_id: int) -> wire.Message:
+        while frame_id not in self._replies:
+            for answered_id, reply, _ in await self.channel.receive():
+                self._replies[answered_id ^ REPLY_BIT] = reply
+        return self._replies.pop(frame_id)
+
+    async def wait_closed(self) -> None:
+        with pytest.raises(OSError, match="closed"):
+            await self.channel.receive()
+
+
+def hello(lane: wire.Lane = wire.Lane.SMALL, key: bytes = KEY, node_id: int = HOLDER, **changes: Any) -> wire.Hello:
+    return hello_to(local_node(node_id, **changes), OWNER, key, lane)

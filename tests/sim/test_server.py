@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import trio
@@ -18,42 +17,21 @@ from omfs import wire
 from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT
 from omfs.errors import HelloRefused, RemoteFailure
 from omfs.net import server as server_module
-from omfs.net.channel import Channel
 from omfs.net.frames import HEADER, REPLY_BIT
 from omfs.net.hello import check_certificate, check_hello, check_welcome, hello_to
-from omfs.net.transport import MemoryTransport, memory_transports
-from tests.sim.line import HOLDER, OWNER, Pair, local_node, look_up, make_directory, wait_until_blocked
-
-KEY = b"k" * 16
-
-
-class Client:
-    """A holder made by hand: it says what a test wants it to say."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.transport, there = memory_transports("holder", "owner")
-        self.channel = Channel(self.transport, at_holder=True)
-        self.channel.admit(wire.Lane.BULK)
-        self._replies: dict[int, wire.Message] = {}
-        pair.nursery.start_soon(pair.server.serve, there)
-
-    async def ask(self, frame_id: int, request: wire.Message, bulk: bytes = b"") -> wire.Message:
-        await self.channel.request(frame_id, request, bulk)
-        return await self.reply_to(frame_id)
-
-    async def reply_to(self, frame_id: int) -> wire.Message:
-        while frame_id not in self._replies:
-            for answered_id, reply, _ in await self.channel.receive():
-                self._replies[answered_id ^ REPLY_BIT] = reply
-        return self._replies.pop(frame_id)
-
-    async def wait_closed(self) -> None:
-        with pytest.raises(OSError, match="closed"):
-            await self.channel.receive()
-
-
-def hello(lane: wire.Lane = wire.Lane.SMALL, key: bytes = KEY, node_id: int = HOLDER, **changes: Any) -> wire.Hello:
-    return hello_to(local_node(node_id, **changes), OWNER, key, lane)
+from omfs.net.transport import MemoryTransport
+from tests.sim.line import (
+    HOLDER,
+    KEY,
+    OWNER,
+    Client,
+    Pair,
+    hello,
+    local_node,
+    look_up,
+    make_directory,
+    wait_until_blocked,
+)
 
 
 async def check_undisturbed(pair: Pair) -> None:
