@@ -236,7 +236,8 @@ class Server:
             node_id=self.local.node_id,
             instance=self.instance,
             resumed=resumed,
-            lease_term_s=self._settings.lease_term_s,
+            # Not longer than the session: with it we forget what the holder has.
+            lease_term_s=min(self._settings.lease_term_s, self._settings.session_timeout_s),
         )
         await channel.reply(frame_id, welcomed)
         log.info("%s: node %d, %s connection", channel.name, hello.node_id, hello.lane.name)
@@ -393,6 +394,13 @@ class Server:
                 if now - session.heard_s >= timeout_s:
                     log.warning("node %d: its session ends, nothing heard for %g s", session.node_id, timeout_s)
                     self._end(session, f"not heard for {timeout_s:g} s")
+
+    def end_session(self, key: bytes, reason: str) -> None:
+        """Throw out a holder that does not do what it must; it may come back with nothing."""
+        session = self.sessions.get(key)
+        if session is not None:
+            log.warning("node %d: its session ends: %s", session.node_id, reason)
+            self._end(session, reason)
 
     def _end(self, session: Session, reason: str) -> None:
         session.ended = True
