@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -71,6 +72,21 @@ class Sealer:
         if version != _VERSION:
             raise BadHandle(f"a handle of version {version}")
         return Unsealed(tree_id, mount_id, file_type, kind, body[_HEAD.size :])
+
+
+def mount_of(handle: bytes) -> bytes:
+    """The mount's id in a handle that this node sealed."""
+    return handle[1 + TREE_ID_BYTES : 1 + TREE_ID_BYTES + MOUNT_ID_BYTES]
+
+
+def is_directory(handle: bytes) -> bool:
+    """Whether a handle that this node sealed is a directory's."""
+    return handle[_HEAD.size - 5] == stat.S_IFDIR >> 12
+
+
+def prepared_of(handle: bytes) -> bytes:
+    """The kernel's handle in a handle that this node sealed, as kernel/handles.py prepares it."""
+    return (len(handle) - _HEAD.size - MAC_BYTES).to_bytes(4, "little") + handle[_HEAD.size - 4 : -MAC_BYTES]
 
 
 def load_key(state_dir: Path) -> bytes:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeAlias
 
 import trio
 
@@ -23,6 +24,9 @@ from omfs.errors import StaleHandle
 from omfs.export.disk import Disk, Place, attributes_of
 from omfs.kernel.credentials import Identity
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
+
+Grant: TypeAlias = Callable[[Sequence[bytes]], tuple[int, list[wire.Mode]]]
+"""Handles -> the serial of the grant, and what the reader may cache of each."""
 
 CURSOR_MAX: Final = (1 << 63) - 1
 ENTRY_OVERHEAD_BYTES: Final = 80  # attributes and framing of an entry in the reply, besides name and handle
@@ -63,9 +67,20 @@ class Listing:
 
 
 async def read_directory(
-    disk: Disk, listing: Listing, fd: int, place: Place, identity: Identity, request: wire.ReadDirectory
+    disk: Disk,
+    listing: Listing,
+    fd: int,
+    place: Place,
+    identity: Identity,
+    request: wire.ReadDirectory,
+    grant: Grant,
 ) -> wire.DirectoryRead:
-    """The next entries behind the request's cursor, as *identity* sees them; at least one unless *at_end*."""
+    """The next entries behind the request's cursor, as *identity* sees them; at least one unless *at_end*.
+
+    The directory is granted before its names are read and each object in the step in which it is looked at; the reply
+    has the first serial, so that every recall since makes void what it concerns.
+    """
+    serial, (mode,) = grant((place.handle,))
     size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
     cursor = request.cursor
     while True:
@@ -74,13 +89,21 @@ async def read_directory(
         for start in range(0, len(taken), AT_ONCE):
             if start:
                 await trio.lowlevel.checkpoint()
-            for raw in taken[start : start + AT_ONCE]:
-                entry = _describe(disk, fd, place, identity, raw)
-                if entry is not None:
-                    entries.append(entry)
+            found = [_describe(disk, fd, place, identity, raw) for raw in taken[start : start + AT_ONCE]]
+            entries.extend(_granted([entry for entry in found if entry is not None], grant))
         if entries or at_end:
-            return wire.DirectoryRead(tuple(entries), at_end)
+            return wire.DirectoryRead(tuple(entries), at_end, serial, mode)
         cursor = taken[-1].cursor
+
+
+def _granted(entries: list[wire.Entry], grant: Grant) -> Iterator[wire.Entry]:
+    _, modes = grant([entry.handle for entry in entries])
+    for entry, mode in zip(entries, modes, strict=True):
+        yield (
+            entry
+            if mode is wire.Mode.NONE
+            else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode)
+        )
 
 
 def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry) -> wire.Entry | None:

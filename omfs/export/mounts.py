@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import select
+from collections.abc import Callable
 from typing import Final
 
 from omfs.errors import ConfigError, StaleHandle
@@ -49,6 +50,7 @@ class Mounts:
     def __init__(self) -> None:
         """ConfigError without /proc."""
         self.generation = 0  # counts changes of the table: what was derived from it is out of date
+        self.on_found: Callable[[Mount], None] | None = None  # told of each mount when it is first used
         self._reader = HandleReader()
         try:
             self._table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -67,6 +69,10 @@ class Mounts:
         for mount in self._open.values():
             _close_fd(mount)
         os.close(self._table_fd)
+
+    def in_use(self) -> list[Mount]:
+        """Those that were needed so far and are still mounted."""
+        return list(self._open.values())
 
     def refresh(self) -> bool:
         """Read the table again if it changed; True if so."""
@@ -106,8 +112,8 @@ class Mounts:
             return None
         return self._examine(line)
 
-    def by_stable_id(self, stable_id: bytes) -> Mount:
-        """The mount named in a handle; StaleHandle when it is not mounted (there) any more."""
+    def find(self, stable_id: bytes) -> Mount | None:
+        """As `by_stable_id`; None when it is not mounted (there) any more."""
         mount = self._by_stable_id.get(stable_id)
         if mount is None:
             self.refresh()
@@ -117,6 +123,11 @@ class Mounts:
                 if line.mount_id not in self._open:
                     self._examine(line)
             mount = self._by_stable_id.get(stable_id)
+        return mount
+
+    def by_stable_id(self, stable_id: bytes) -> Mount:
+        """The mount named in a handle; StaleHandle when it is not mounted (there) any more."""
+        mount = self.find(stable_id)
         if mount is None:
             raise StaleHandle("the file system is not mounted")
         return mount
@@ -168,6 +179,8 @@ class Mounts:
         mount = Mount(line, hashlib.blake2b(identity, digest_size=MOUNT_ID_BYTES).digest())
         mount.fd = fd
         self._open[line.mount_id] = self._by_stable_id[mount.stable_id] = mount
+        if self.on_found is not None:
+            self.on_found(mount)
         return mount
 
     def _open_mountpoint(self, line: MountLine) -> int:

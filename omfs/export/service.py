@@ -5,9 +5,9 @@ A handler finds the place its handle names (a forged handle ends there), chooses
 concerned make the system calls.  It keeps no file state of its own: opens and locks belong to the session.
 The first walk of ARCHITECTURE.md passes here: server -> `_read` -> blocks -> back.
 
-Invariant: HANDLERS has exactly the messages that net/ does not answer itself (checked at import).  Errors leave as
-OSError or OmfsError and become wire.Failed in net/server.py.  Built by daemon.py, which runs `tend` in its nursery;
-cli/export.py calls `prepare_process` before any thread exists.
+Invariant: HANDLERS has exactly the messages that net/ and underleases.py do not answer themselves (checked at import).
+Errors leave as OSError or OmfsError and become wire.Failed in net/server.py.  Called by underleases.py; built by
+daemon.py, which runs `tend` in its nursery; cli/export.py calls `prepare_process` before any thread exists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias, TypeVar, get_args
 import trio
 
 from omfs import wire
-from omfs.config import LOCK_WAITERS_MAX, SOFTWARE, WRITTEN_CLOSES_MAX, Settings
+from omfs.config import LOCK_WAITERS_MAX, WRITTEN_CLOSES_MAX, Settings
 from omfs.errors import ConfigError, OpenLost
 from omfs.export import files as opening, metadata, names
 from omfs.export.blocks import Blocks
@@ -37,6 +37,7 @@ from omfs.export.locks import Locks, SessionLocks
 from omfs.export.mounts import Mounts
 from omfs.export.trees import ExportTrees
 from omfs.kernel.credentials import CAP_SYS_RESOURCE, drop_effective_capability, require_root
+from omfs.kernel.filelease import block_signals
 from omfs.kernel.filelocks import install_wake_signal
 from omfs.net.server import Answer, Buffer, Server, Session
 
@@ -44,8 +45,12 @@ MOUNT_SWEEP_S: Final = 2.5  # a mount's descriptor is dropped after one to two o
 DESCRIPTORS_SHARE: Final = 4  # one node may take the nth part of all descriptors,
 WAITERS_SHARE: Final = 2  # and of the threads that wait for locks
 LEASE_WAITERS_MAX: Final = 64  # threads that wait until a native program gives its kernel lease back (45 s at most)
-ANSWERED_BY_NET: Final = frozenset({wire.Hello, wire.Ping, wire.CancelRequest})
+ANSWERED_ELSEWHERE: Final = frozenset(
+    {wire.Hello, wire.Ping, wire.CancelRequest, wire.ReturnLeases}
+)  # net/, underleases.py
 
+Grant: TypeAlias = Callable[[bytes, Sequence[bytes]], tuple[int, list[wire.Mode]]]
+"""(session key, handles) -> the serial of the grant, and what the session may cache of each."""
 MaybeSlow: TypeAlias = Answer | Coroutine[Any, Any, Answer]
 R = TypeVar("R")
 
@@ -80,6 +85,11 @@ def prepare_process() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     drop_effective_capability(CAP_SYS_RESOURCE)
+    block_signals()
+
+
+def _grant_nothing(_: bytes, handles: Sequence[bytes]) -> tuple[int, list[wire.Mode]]:
+    return 0, [wire.Mode.NONE] * len(handles)
 
 
 class ExportService:
@@ -92,8 +102,9 @@ class ExportService:
         self.server: Server | None = None  # set by whoever builds both: it counts what DescribeNode tells
         self.trees = ExportTrees(settings.trees, os.path.realpath)
         self._mounts = Mounts()
-        self._disk = Disk(Sealer(load_key(Path(settings.state_dir))), self.trees, self._mounts)
-        check_exportable(self._disk)
+        self.disk = Disk(Sealer(load_key(Path(settings.state_dir))), self.trees, self._mounts)
+        check_exportable(self.disk)
+        self.grant: Grant = _grant_nothing  # set by underleases.py: entries of listings are granted one by one
         self._blocks = Blocks()
         self._locks = Locks()
         self._ids = OpenIds()
@@ -109,12 +120,12 @@ class ExportService:
 
     def drop_idle(self) -> None:
         """Let go of mounts that were not used since the last call, so that they can be unmounted."""
-        self._disk.leave_directories()
+        self.disk.leave_directories()
         self._mounts.drop_idle()
 
     def close(self) -> None:
         """Close the service's own descriptors; sessions must have ended."""
-        self._disk.leave_directories()
+        self.disk.leave_directories()
         self._mounts.close()
 
     def exports(self) -> tuple[wire.ExportInfo, ...]:
@@ -165,12 +176,12 @@ class ExportService:
     # ------------------------------------------------------------ names
 
     def _attach_tree(self, holder: Holder, request: wire.AttachTree, bulk: Buffer) -> Answer:
-        handle, status = self._disk.attach()
+        handle, status = self.disk.attach()
         return wire.Found(handle, attributes_of(status)), b""
 
     def _look_up(self, holder: Holder, request: wire.LookUp, bulk: Buffer) -> Answer:
         check_name(request.name)
-        disk = self._disk
+        disk = self.disk
         parent = disk.locate(request.parent)
         fd = disk.directory(parent)
         try:
@@ -181,35 +192,35 @@ class ExportService:
         return wire.Found(handle, attributes_of(status)), b""
 
     def _make_node(self, holder: Holder, request: wire.MakeNode, bulk: Buffer) -> Answer:
-        return names.make_node(self._disk, request), b""
+        return names.make_node(self.disk, request), b""
 
     def _make_directory(self, holder: Holder, request: wire.MakeDirectory, bulk: Buffer) -> Answer:
-        return names.make_directory(self._disk, request), b""
+        return names.make_directory(self.disk, request), b""
 
     def _make_symlink(self, holder: Holder, request: wire.MakeSymlink, bulk: Buffer) -> Answer:
-        return names.make_symlink(self._disk, request), b""
+        return names.make_symlink(self.disk, request), b""
 
     def _make_link(self, holder: Holder, request: wire.MakeLink, bulk: Buffer) -> Answer:
         with self._object(holder, request.handle) as (place, fd):
-            return names.make_link(self._disk, request, fd, place), b""
+            return names.make_link(self.disk, request, fd, place), b""
 
     def _remove_name(self, holder: Holder, request: wire.RemoveName, bulk: Buffer) -> MaybeSlow:
         try:
-            names.remove_name(self._disk, request)
+            names.remove_name(self.disk, request)
         except BlockingIOError:
             return self._free_slowly(names.remove_name, request)
         return _DONE
 
     def _rename_name(self, holder: Holder, request: wire.RenameName, bulk: Buffer) -> MaybeSlow:
         try:
-            names.rename_name(self._disk, request)
+            names.rename_name(self.disk, request)
         except BlockingIOError:
             return self._free_slowly(names.rename_name, request)
         return _DONE
 
     async def _free_slowly(self, change: Callable[[Disk, R, bool], int], request: R) -> Answer:
         """All of the work is here, so that nothing was done when this is never begun."""
-        victim = change(self._disk, request, True)
+        victim = change(self.disk, request, True)
         if victim >= 0:
             await self._blocks.close(victim)
         return _DONE
@@ -223,15 +234,15 @@ class ExportService:
     @contextmanager
     def _object(self, holder: Holder, handle: bytes) -> Iterator[tuple[Place, int]]:
         """(place, descriptor) of any object, also of one that is open here and has no name left."""
-        place = self._disk.locate(handle)
-        fd = holder.files.open_object(self._disk, place)
+        place = self.disk.locate(handle)
+        fd = holder.files.open_object(self.disk, place)
         try:
             yield place, fd
         finally:
             os.close(fd)
 
     def _get_attributes(self, holder: Holder, request: wire.GetAttributes, bulk: Buffer) -> Answer:
-        disk = self._disk  # spelled out, not `_object`: this is the most frequent request
+        disk = self.disk  # spelled out, not `_object`: this is the most frequent request
         fd = holder.files.open_object(disk, disk.locate(request.handle))
         try:
             status = os.fstat(fd)
@@ -298,7 +309,7 @@ class ExportService:
 
     def _open_file(self, holder: Holder, request: wire.OpenFile, bulk: Buffer) -> MaybeSlow:
         try:
-            return opening.open_file(self._disk, holder.files, request), b""
+            return opening.open_file(self.disk, holder.files, request), b""
         except BlockingIOError:
             return self._open_file_slowly(holder, request)
 
@@ -310,7 +321,7 @@ class ExportService:
 
     def _create_file(self, holder: Holder, request: wire.CreateFile, bulk: Buffer) -> MaybeSlow:
         try:
-            return opening.create_file(self._disk, holder.files, request), b""
+            return opening.create_file(self.disk, holder.files, request), b""
         except BlockingIOError:
             return self._create_file_slowly(holder, request)
 
@@ -387,12 +398,13 @@ class ExportService:
     # ------------------------------------------------------------ directories
 
     def _open_directory(self, holder: Holder, request: wire.OpenDirectory, bulk: Buffer) -> Answer:
-        return opening.open_directory(self._disk, holder.files, request), b""
+        return opening.open_directory(self.disk, holder.files, request), b""
 
     async def _read_directory(self, holder: Holder, request: wire.ReadDirectory, bulk: Buffer) -> Answer:
         opened, listing = holder.files.get_directory(request.open_id)
+        grant = partial(self.grant, holder.session.key)
         with opened as fd:
-            return await read_directory(self._disk, listing, fd, opened.place, opened.identity, request), b""
+            return await read_directory(self.disk, listing, fd, opened.place, opened.identity, request, grant), b""
 
     # ------------------------------------------------------------ locks
 
@@ -407,11 +419,6 @@ class ExportService:
 
     def _release_locks(self, holder: Holder, request: wire.ReleaseLocks, bulk: Buffer) -> Answer:
         holder.locks.release(holder.files.get(request.open_id).place.handle, request.owner)
-        return _DONE
-
-    # ------------------------------------------------------------ leases
-
-    def _return_leases(self, holder: Holder, request: wire.ReturnLeases, bulk: Buffer) -> Answer:
         return _DONE
 
 
@@ -461,8 +468,7 @@ HANDLERS: Final[dict[type[Any], Handler]] = {
     wire.LockRange: ExportService._lock_range,
     wire.ProbeRange: ExportService._probe_range,
     wire.ReleaseLocks: ExportService._release_locks,
-    wire.ReturnLeases: ExportService._return_leases,
 }
 
-if set(HANDLERS) | ANSWERED_BY_NET != set(get_args(wire.Request)):
+if set(HANDLERS) | ANSWERED_ELSEWHERE != set(get_args(wire.Request)):
     raise TypeError("export/service.py does not have exactly one handler per message")

@@ -1,0 +1,156 @@
+"""What this node's own programs do, and what that means for leases: localchanges.py joined to leasing.py.
+
+A file whose data are cached elsewhere is guarded by a kernel lease: a native program that opens it for writing waits
+until everybody has given it back.  Other native changes are recalled as they are told.  Every file system that is used
+is watched from the moment it is found; what can't be watched is not leased.  Where the table of mounts changes, other
+objects may have the names that are cached: everything is recalled.
+
+Trio thread only.  Called by underleases.py; built by daemon.py, which runs `run`.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Final
+
+import trio
+
+from omfs.cache.owner import Need
+from omfs.cache.rules import Use
+from omfs.export.disk import Disk, Place
+from omfs.export.handles import is_directory, mount_of, prepared_of
+from omfs.export.leasing import Leasing
+from omfs.export.localchanges import Change, ChangeKind, LocalChanges
+from omfs.export.mounts import Mount
+
+MOUNTS_CHECK_S: Final = 1.0
+END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
+_DESCRIPTORS_SHARE: Final = 4  # guards may take the nth part of all descriptors
+
+_NOBODY: Final = b""  # no session's key: a native program is nobody's holder
+
+
+def guards_max() -> int:
+    """How many files can be guarded at once by this process."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS_SHARE
+
+
+class Guards:
+    """*changes* is given later (`watch`): it tells this object from its first moment."""
+
+    def __init__(self, disk: Disk, leasing: Leasing) -> None:
+        self._disk = disk
+        self._leasing = leasing
+        self._changes: LocalChanges | None = None
+        self._guarded: set[bytes] = set()  # handles
+        self._nursery: trio.Nursery | None = None
+        self._generation = disk.mounts.generation
+
+    # ------------------------------------------------------------ guards
+
+    @property
+    def any(self) -> bool:
+        return bool(self._guarded)
+
+    def has(self, handle: bytes) -> bool:
+        """Whether the data of this file may be cached somewhere."""
+        return handle in self._guarded
+
+    def put(self, place: Place) -> bool:
+        """Whether the data may be cached from now on.  What was read before may be old."""
+        if self._changes is None or not place.is_regular:
+            return False
+        key = self._changes.key(place.mount, place.prepared)
+        if not self._changes.guard_data(key, lambda flags: self._disk.open_as_root(place, flags)):
+            return False
+        self._guarded.add(place.handle)
+        return True
+
+    def remove(self, handle: bytes) -> None:
+        """Nobody caches the data any more."""
+        self._guarded.discard(handle)
+        if self._changes is not None and (key := self._key(handle)) is not None:
+            self._changes.unguard(key)
+
+    def _key(self, handle: bytes) -> bytes | None:
+        begin = self._leasing.watched.get(mount_of(handle))
+        return None if begin is None else begin + prepared_of(handle)
+
+    # ------------------------------------------------------------ what is told
+
+    def told(self, change: Change) -> None:
+        """For LocalChanges: a native program changed something."""
+        leasing = self._leasing
+        if change.kind is ChangeKind.EVERYTHING:
+            leasing.recall_all()
+            return
+        assert change.key is not None
+        for handle in leasing.handles_of(change.key):
+            if change.kind is ChangeKind.NAMES:
+                leasing.changed_here(handle, tuple(change.names))
+            elif change.kind is ChangeKind.ATTRIBUTES:
+                leasing.changed_here(handle, () if is_directory(handle) else None)
+        if change.kind in (ChangeKind.DATA, ChangeKind.EVICTED) and self._nursery is not None:
+            self._nursery.start_soon(self._give_way, change.key)
+
+    async def _give_way(self, key: bytes) -> None:
+        """Recall the file from everybody; then whoever waits in open(2) may go on."""
+        handles = self._leasing.handles_of(key)
+        needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
+        async with self._leasing.recalled(_NOBODY, needs):
+            self._guarded.difference_update(handles)
+            if self._changes is not None:
+                self._changes.unguard(key)
+
+    # ------------------------------------------------------------ mounts
+
+    def watch(self, changes: LocalChanges) -> None:
+        """Watch every file system that is used, from now on."""
+        self._changes = changes
+        mounts = self._disk.mounts
+        mounts.on_found = self._watch_mount
+        for mount in mounts.in_use():
+            self._watch_mount(mount)
+        for lease in self._leasing.owner.leases():
+            mounts.find(mount_of(lease.handle))
+        self._leasing.index_restored()
+
+    def _watch_mount(self, mount: Mount) -> None:
+        assert self._changes is not None
+        if self._changes.watch_mount(mount, self._disk.mounts.descriptor(mount)):
+            self._leasing.watched[mount.stable_id] = self._changes.key(mount, b"")
+        else:
+            self._leasing.watched.pop(mount.stable_id, None)
+
+    def _look_at_mounts(self) -> None:
+        mounts = self._disk.mounts
+        mounts.refresh()
+        if mounts.generation == self._generation or self._changes is None:
+            return
+        self._generation = mounts.generation
+        self._leasing.recall_all()
+        self._changes.mounts_changed()
+        self._leasing.watched.clear()
+        for mount in mounts.in_use():
+            self._watch_mount(mount)
+
+    async def end(self) -> None:
+        """An orderly end: recall everything.  Where somebody does not answer, the guards are left to the keeper."""
+        leasing = self._leasing
+        leasing.recall_all()
+        with trio.move_on_after(END_WITHIN_S):
+            await leasing.wait_nothing_held()
+        if self._changes is not None and not len(leasing.owner):
+            self._changes.close()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        assert self._changes is not None
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._changes.run)
+            while True:
+                await trio.sleep(MOUNTS_CHECK_S)
+                self._look_at_mounts()
+                if self._changes.in_grace and not self._leasing.has_ghosts:
+                    self._changes.end_grace()

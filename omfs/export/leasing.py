@@ -1,0 +1,305 @@
+"""The leases of this node's objects: the pure machine (cache/owner.py) joined to sessions, the table and time.
+
+Grants go out with replies (`grant`); a request that others are in the way of waits for them (`recalled`); what a native
+program changed is recalled without anybody waiting (`changed_here`).  A holder that is not heard for a term has dropped
+its caches by itself, so its leases end here.  One that is heard and does not answer a recall for a term loses its
+session, and its leases when it says that it has dropped everything, or a term later.  Decides nothing about conflicts,
+knows nothing of files.
+
+Invariants: the table is told before the reply leaves; no await between a check and what it allows.  Called by
+export/service.py, which also runs `tend`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
+
+import trio
+
+from omfs import wire
+from omfs.cache.owner import Need, Owner, Recall, Ticket
+from omfs.cache.table import LeaseTable
+from omfs.export.handles import mount_of, prepared_of
+from omfs.export.latency import Latency
+from omfs.wiretypes import Mode
+
+TEND_INTERVAL_S: Final = 0.5
+LEASES_PER_SESSION_MAX: Final = 500_000  # about 300 MB here; what is asked beyond them is answered without a lease
+
+log = logging.getLogger(__name__)
+
+
+class Asked(Protocol):
+    """What a recall needs of a session (net.session.Session)."""
+
+    node_id: int
+    key: bytes
+    software: str
+
+    def ask_soon(self, request: wire.Recall, on_answer: Callable[[bool], None]) -> None: ...
+    def lease_lapsed(self, now_s: float, term_s: float) -> bool: ...
+
+
+class Leasing:
+    """*end_session*: throw a session out that does not answer.
+
+    *watched*: mounts whose native changes are told, and what the keys of their objects begin with (localchanges.py).
+    """
+
+    def __init__(self, table: LeaseTable, term_s: float, end_session: Callable[[bytes, str], None]) -> None:
+        self.owner = Owner()
+        self.watched: dict[bytes, bytes] = {}
+        self.grants = self.recalls = self.refusals = 0
+        self.latency = Latency()  # of recalls, from sending to the answer
+        self._table = table
+        self._term_s = term_s
+        self._end_session = end_session
+        self._sessions: dict[bytes, Asked] = {}
+        self._keys: dict[bytes, set[bytes]] = {}  # leased handles by the keys of localchanges.py
+        self._waiting: dict[Ticket, trio.Event] = {}
+        self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
+        self._nothing_held = trio.Event()
+        self._begun_s = trio.current_time()
+        self.owner.in_grace = table.was_dropped  # after a power cut: holders of before may still use their caches
+        self.owner.restore((lease[0], lease[1], lease[2], lease[3]) for lease in table.leases())
+        # Sessions that are no more, whose holders may use their caches until then (trio time).
+        self._ghosts = {lease.session: self._begun_s + term_s for lease in self.owner.leases()}
+
+    # ------------------------------------------------------------ sessions
+
+    def begin_session(self, session: Asked) -> None:
+        """A holder has come.  If we knew it in a session before this one, it drops everything and says so."""
+        self._sessions[session.key] = session
+        self._table.note_session(session.key, session.node_id, session.software, time.time_ns())
+
+    def session_ended(self, key: bytes, heard_s: float) -> None:
+        """The session is no more, but its holder may use its caches for a term since it was heard."""
+        self._sessions.pop(key, None)
+        if self.owner.held_by(key):
+            self._ghosts.setdefault(key, heard_s + self._term_s)
+        else:
+            self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        """The holder of a session that is no more caches nothing any more; it may have come back with the same key."""
+        self._ghosts.pop(key, None)
+        self._drop_recalls(key)
+        if key in self._sessions:
+            self.owner.end_session(key)
+            self._settle()
+        else:
+            self.owner.forget_session(key)
+            self._settle()
+            self._table.forget_session(key)
+
+    def _drop_recalls(self, key: bytes) -> None:
+        self._sent_s = {at: sent_s for at, sent_s in self._sent_s.items() if at[0] != key}
+
+    def returned(self, key: bytes, request: wire.ReturnLeases) -> None:
+        """The holder gives back by itself; *everything* after its term was over, or after we restarted."""
+        if request.everything:
+            self._ghosts.pop(key, None)
+            self._drop_recalls(key)
+            self.owner.end_session(key)
+        for handle, serial in request.leases:
+            self.owner.give_back(key, handle, serial)
+        self._settle()
+
+    @property
+    def has_ghosts(self) -> bool:
+        """Whether holders of ended sessions may still use their caches."""
+        return bool(self._ghosts)
+
+    # ------------------------------------------------------------ requests
+
+    @property
+    def concerns_many(self) -> bool:
+        """Whether more than one session may hold something: else nobody can be in the way."""
+        return self.owner.sessions > 1 or self.owner.in_grace
+
+    @asynccontextmanager
+    async def recalled(self, key: bytes, needs: tuple[Need, ...]) -> AsyncIterator[None]:
+        """Inside, nobody else holds what is in the way of these, and nothing is granted on what is changed.
+
+        OSError ESTALE where waiting could never end (see owner.py): the caller's kernel makes the call again.
+        """
+        ticket, recalls = self.owner.begin(key, needs, trio.current_time())
+        done = self._waiting[ticket] = trio.Event()
+        try:
+            self._send(recalls)
+            self._wake()
+            await done.wait()  # at most a lease term: look_after
+            if ticket.refused:
+                self.refusals += 1
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield
+        finally:
+            del self._waiting[ticket]
+            self.owner.end(ticket)
+
+    def grant(self, key: bytes, handles: Sequence[bytes]) -> tuple[int, list[Mode]]:
+        """What this session may cache of each from the reply on that is being made; its serial, 0 for nothing."""
+        owner = self.owner
+        watched = self.watched
+        leasable = [handle for handle in handles if mount_of(handle) in watched]
+        if not leasable or owner.held_by(key) >= LEASES_PER_SESSION_MAX:
+            return 0, [Mode.NONE] * len(handles)
+        serial, modes = owner.grant(key, leasable, trio.current_time())
+        if owner.changes:
+            self.grants += len(owner.changes)
+            self._note_changes()
+        if len(leasable) != len(handles):
+            granted = dict(zip(leasable, modes, strict=True))
+            modes = [granted.get(handle, Mode.NONE) for handle in handles]
+        return serial, modes
+
+    # ------------------------------------------------------------ changes that no request made
+
+    def is_of_interest(self, key: bytes) -> bool:
+        """Whether anything is leased of the object with this kernel handle."""
+        return key in self._keys
+
+    def handles_of(self, key: bytes) -> list[bytes]:
+        """The leased handles of the object with this kernel handle (one per export tree and mount)."""
+        return list(self._keys.get(key, ()))
+
+    def changed_here(self, handle: bytes, names: tuple[bytes, ...] | None) -> None:
+        """A native program changed the object, or only these names of the directory."""
+        self._send(self.owner.changed_here(handle, names))
+
+    def recall_all(self) -> int:
+        """Recall everything from everybody (events were lost); the number of sessions asked."""
+        for key, session in self._sessions.items():
+            serial = self.owner.recall_all(key)
+            self.recalls += 1
+
+            def answered(is_answered: bool, key: bytes = key, serial: int = serial) -> None:
+                if is_answered:
+                    self.owner.returned_all(key, serial)
+                    self._settle()
+
+            session.ask_soon(wire.RecallAll(serial), answered)
+        return len(self._sessions)
+
+    # ------------------------------------------------------------ recalls
+
+    def _send(self, recalls: Iterable[Recall]) -> None:
+        now_s = trio.current_time()
+        for recall in recalls:
+            assert isinstance(recall.session, bytes)
+            key, serial = recall.session, recall.serial
+            self.recalls += 1
+            self._sent_s[key, serial] = now_s
+            session = self._sessions.get(key)
+            if session is None:
+                continue  # of before a restart: it speaks first, or its term ends
+            request: wire.Recall
+            if recall.names is None:
+                request = wire.RecallLease(recall.handle, serial, recall.mode)
+            else:
+                request = wire.RecallNames(recall.handle, serial, recall.names)
+
+            def answered(is_answered: bool, key: bytes = key, serial: int = serial) -> None:
+                if is_answered:
+                    self._answered(key, serial)
+
+            session.ask_soon(request, answered)
+
+    def _answered(self, key: bytes, serial: int) -> None:
+        sent_s = self._sent_s.pop((key, serial), None)
+        if sent_s is not None:
+            self.latency.add(trio.current_time() - sent_s)
+        self.owner.returned(key, serial)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._note_changes()
+        self._wake()
+        if not len(self.owner):
+            self._nothing_held.set()
+
+    async def wait_nothing_held(self) -> None:
+        """Until no lease is left, with the server still running."""
+        while len(self.owner):
+            self._nothing_held = trio.Event()
+            await self._nothing_held.wait()
+
+    def describe(self) -> dict[str, Any]:
+        """For omfs-admin status."""
+        return {
+            "held": len(self.owner),
+            "grants": self.grants,
+            "recalls": self.recalls,
+            "recalls_under_way": len(self._sent_s),
+            "refusals": self.refusals,
+            "waiting": len(self._waiting),
+            "recall_buckets": self.latency.buckets,
+            "recall_sum_s": self.latency.sum_s,
+        }
+
+    def _wake(self) -> None:
+        if self._waiting:
+            for ticket in self.owner.ready():
+                self._waiting[ticket].set()
+
+    def _note_changes(self) -> None:
+        changes = self.owner.changes
+        if not changes:
+            return
+        self.owner.changes = []
+        for _, handle, mode, _ in changes:
+            if mode is not Mode.NONE or not self.owner.is_held(handle):
+                self._index(handle, mode is not Mode.NONE)
+        self._table.note(changes)
+
+    def _index(self, handle: bytes, is_leased: bool) -> None:
+        """Let native changes of the object be found, or no longer."""
+        begin = self.watched.get(mount_of(handle))
+        if begin is None:
+            return  # unmounted: everything was recalled
+        key = begin + prepared_of(handle)
+        handles = self._keys.setdefault(key, set())
+        if is_leased:
+            handles.add(handle)
+        else:
+            handles.discard(handle)
+            if not handles:
+                del self._keys[key]
+
+    def index_restored(self) -> None:
+        """After a restart, when the mounts are watched."""
+        for lease in self.owner.leases():
+            self._index(lease.handle, True)
+
+    # ------------------------------------------------------------ time
+
+    async def tend(self) -> None:
+        """End the leases of those who are silent for a term, until cancelled."""
+        while True:
+            await trio.sleep(TEND_INTERVAL_S)
+            self.look_after(trio.current_time())
+
+    def look_after(self, now_s: float) -> None:
+        """End what has lasted too long."""
+        for key in [key for key, until_s in self._ghosts.items() if now_s >= until_s]:
+            self._forget(key)
+        if self.owner.in_grace and now_s >= self._begun_s + self._term_s:
+            self.owner.in_grace = False
+            self._wake()
+        for key, session in list(self._sessions.items()):
+            if self.owner.held_by(key) and session.lease_lapsed(now_s, self._term_s):
+                log.info("node %d: not heard for a lease term; what it held is free", session.node_id)
+                self._drop_recalls(key)
+                self.owner.end_session(key)
+                self._settle()
+        overdue = {key for (key, _), sent_s in self._sent_s.items() if now_s - sent_s >= self._term_s}
+        for key in overdue:
+            if key in self._sessions:
+                self._end_session(key, f"it did not answer a recall for {self._term_s:g} s")
+        self._table.sweep()
