@@ -107,9 +107,10 @@ class Holder:
             lease.void = max(lease.void, serial)
 
     def drop_lease(self, handle: bytes, lease: Lease) -> None:
-        """The kernel has forgotten the object; what was recalled of it stays void."""
-        if lease.void:
-            self.seen(handle, None, lease.void)
+        """The kernel has forgotten the object, and the owner is told; what it granted up to now is void."""
+        void = max(lease.void, lease.serial)
+        if void:
+            self.seen(handle, None, void)
 
     @staticmethod
     def begin_recall(lease: Lease) -> None:

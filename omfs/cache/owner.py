@@ -16,14 +16,14 @@ The last line breaks a cycle: forgetting a name waits in that node's kernel for 
 unlink, create or rename holds until we answer.  A refused request is answered with ESTALE, and the VFS then lets the
 lock go and makes the call again.  For CONTENDED_S nothing is granted on such a directory.
 
-A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Sessions and objects
-are any hashable keys.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
-does not go back.  Called by export/leases.py.
+A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Keys and handles
+are bytes.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
+does not go back.  Called by export/leasing.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -32,7 +32,9 @@ from omfs.wiretypes import Mode
 
 CONTENDED_S: Final = 1.0  # so long a directory in which two nodes met each other's locks is not cached by anybody
 
-SessionKey: TypeAlias = Hashable
+OF_DIRECTORIES: Final = frozenset({Use.NAME, Use.CHANGE_DIRECTORY})
+
+SessionKey: TypeAlias = bytes
 Handle: TypeAlias = bytes
 
 
@@ -54,11 +56,6 @@ class Recall:
     serial: int
     mode: Mode
     names: tuple[bytes, ...] | None = None
-
-    @property
-    def waits_for_directory(self) -> bool:
-        """Whether the holder's kernel may have to wait for the lock of the directory."""
-        return self.names != ()
 
 
 class Change(NamedTuple):
@@ -101,13 +98,14 @@ class Ticket:
 class Leased:
     """One object of which something is held, or that is being changed."""
 
-    __slots__ = ("changing", "contended_until_s", "held", "recalls")
+    __slots__ = ("changing", "contended_until_s", "held", "is_directory", "recalls")
 
     def __init__(self) -> None:
         self.held: dict[SessionKey, Held] = {}
         self.recalls: list[Recall] = []  # sent and not answered
         self.changing = 0  # open tickets that change it
         self.contended_until_s = 0.0
+        self.is_directory = False  # as far as anybody changed it as one
 
 
 class Holder:
@@ -136,6 +134,16 @@ class Owner:
     def __len__(self) -> int:
         """Leases held."""
         return sum(len(holder.handles) for holder in self._holders.values())
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold something, or did."""
+        return len(self._holders)
+
+    def held_by(self, session: SessionKey) -> int:
+        """The number of the session's leases."""
+        holder = self._holders.get(session)
+        return len(holder.handles) if holder else 0
 
     def leases(self) -> Iterator[Change]:
         """Every lease."""
@@ -180,16 +188,22 @@ class Owner:
         ticket = Ticket(session, needs)
         for need in needs:
             if need.use is not Use.LOOK:
-                self._leased(need.handle).changing += 1
+                changed = self._leased(need.handle)
+                changed.changing += 1
+                changed.is_directory |= need.use in OF_DIRECTORIES
         self._waiting.append(ticket)
         recalls: list[Recall] = []
-        for need in needs:
-            leased = self._objects.get(need.handle)
+        for handle in dict.fromkeys(need.handle for need in needs):
+            leased = self._objects.get(handle)
             for other, held in list(leased.held.items()) if leased else ():
-                if (other != session or need.everybody) and (demand := self._demand(need, held)):
-                    recall = self._find(other, need, demand)
+                # All uses of the object together: a rename within a directory is one recall of two names.
+                uses = [need for need in needs if need.handle == handle and (other != session or need.everybody)]
+                demand = max((self._demand(need, held) for need in uses), default=Demand.NOTHING)
+                if demand:
+                    names = tuple(need.name for need in uses if need.use is Use.NAME)
+                    recall = self._find(other, handle, demand, names)
                     if recall is None:
-                        recall = self._recall(other, need.handle, demand, (need.name,) if need.name else ())
+                        recall = self._recall(other, handle, demand, names)
                         recalls.append(recall)
                     ticket.waits_for.add(recall)
         self._refuse_who_would_lock(ticket, now_s)
@@ -217,14 +231,14 @@ class Owner:
             return Demand.GIVE_BACK  # it asked for nothing since it last forgot: it does not look there any more
         return demand
 
-    def _find(self, session: SessionKey, need: Need, demand: Demand) -> Recall | None:
-        """A recall under way that demands as much: SHARED is asked for anew when only that was recalled."""
-        for recall in self._objects[need.handle].recalls:
+    def _find(self, session: SessionKey, handle: Handle, demand: Demand, names: tuple[bytes, ...]) -> Recall | None:
+        """A recall under way that demands as much; nothing was granted since, so it will do."""
+        for recall in self._objects[handle].recalls:
             if recall.session == session:
                 if recall.names is None:
                     if recall.mode is Mode.NONE or demand is not Demand.GIVE_BACK:
                         return recall
-                elif demand is Demand.FORGET_NAMES and (not need.name or need.name in recall.names):
+                elif demand is Demand.FORGET_NAMES and set(names) <= set(recall.names):
                     return recall
         return None
 
@@ -243,18 +257,25 @@ class Owner:
         return recall
 
     def _refuse_who_would_lock(self, ticket: Ticket, now_s: float) -> None:
-        """No ticket may wait whose node has to forget names, for another ticket, of a directory it keeps locked."""
-        for recall in ticket.waits_for:
-            if recall.waits_for_directory:
-                for other in self._waiting:
-                    if other.session == recall.session and other.waits_for and recall.handle in other.handles:
-                        self._refuse(other, recall.handle, now_s)
-        if ticket.waits_for:
-            for other in self._waiting:
-                for recall in other.waits_for:
-                    is_here = recall.session == ticket.session and recall.handle in ticket.handles
-                    if is_here and recall.waits_for_directory:
+        """Refuse a new ticket that would wait for itself; among the older ones there is no circle."""
+        seen, to_follow = {ticket}, [ticket]
+        while to_follow:
+            for recall in to_follow.pop().waits_for:
+                if not self._waits_for_lock(recall):
+                    continue
+                for other in self._waiting:  # it keeps the directory locked there
+                    if other.session != recall.session or recall.handle not in other.handles or other.refused:
+                        continue
+                    if other is ticket:
                         self._refuse(ticket, recall.handle, now_s)
+                        return
+                    if other not in seen:
+                        seen.add(other)
+                        to_follow.append(other)
+
+    def _waits_for_lock(self, recall: Recall) -> bool:
+        """Whether the holder's kernel may have to wait for the lock of the directory; nothing else waits for locks."""
+        return recall.names != () and self._objects[recall.handle].is_directory
 
     def _refuse(self, ticket: Ticket, handle: Handle, now_s: float) -> None:
         ticket.refused = True
@@ -361,8 +382,7 @@ class Owner:
         demand = Demand.GIVE_BACK if names is None else Demand.FORGET_NAMES
         recalls = []
         for session in list(leased.held) if leased else ():
-            need = Need(handle, Use.NAME if names else Use.CHANGE, names[0] if names and len(names) == 1 else b"")
-            if (names is not None and len(names) > 1) or self._find(session, need, demand) is None:
+            if self._find(session, handle, demand, names or ()) is None:
                 recalls.append(self._recall(session, handle, demand, names or ()))
         return recalls
 
@@ -372,7 +392,7 @@ class Owner:
         holder.serial += 1
         return holder.serial
 
-    def restore(self, leases: Iterable[Change]) -> None:
+    def restore(self, leases: Iterable[tuple[SessionKey, Handle, Mode, int]]) -> None:
         """After a restart of the daemon: what the table says is held, as it was."""
         for session, handle, mode, serial in leases:
             holder = self._holders.setdefault(session, Holder())
