@@ -15,6 +15,9 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PURE: Final = (
+    "omfs/cache/holder.py",
+    "omfs/cache/owner.py",
+    "omfs/cache/rules.py",
     "omfs/errors.py",
     "omfs/export/ranges.py",
     "omfs/export/trees.py",
