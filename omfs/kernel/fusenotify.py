@@ -1,0 +1,66 @@
+"""Notifications to the kernel of a FUSE mount: what it has cached of an inode or of a name is void.
+
+They are written to the session's /dev/fuse descriptor (include/uapi/linux/fuse.h: fuse_out_header with unique 0 and the
+code in its error field).  os.write releases the GIL, so a notification that blocks holds up only its own thread; but it
+may wait for a request that only the daemon can answer, so what can block must never be sent from the trio thread:
+
+* `inval_attributes` never blocks.
+* `inval_inode` waits for each page of the range that is locked, that is: for READ requests in flight on it, and it
+  writes dirty pages of shared mappings back first (WRITE requests).
+* `inval_entry` takes the lock of the parent directory, which the kernel holds for the whole of a CREATE, UNLINK,
+  RENAME ... in that directory (and shared for LOOKUP and READDIR): it waits until those are answered.
+
+No policy and no state: what is to be dropped, and when, is known to mount/recall.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import Final
+
+_INVAL_INODE: Final = 2  # enum fuse_notify_code
+_INVAL_ENTRY: Final = 3
+_INODE: Final = struct.Struct("<IiQQqq")  # fuse_out_header; inode, offset, length
+_ENTRY: Final = struct.Struct("<IiQQII")  # fuse_out_header; parent, length of the name, flags; then the name and a NUL
+_INODE_BYTES: Final = _INODE.size
+_ENTRY_BYTES: Final = _ENTRY.size
+
+
+class Notifier:
+    """Tells one mount's kernel side.  Any thread; the descriptor stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        """*fd*: the session's /dev/fuse."""
+        self._fd = fd
+
+    def inval_inode(self, number: int, offset: int = 0, size_bytes: int = 0) -> bool:
+        """Drop the attributes and the pages of [offset, offset + size_bytes), 0 = to the end.  May block, see above.
+
+        Of a directory: its attributes and its cached listing.  False when the kernel does not know the inode.
+        Raises OSError: ENODEV, ENOTCONN after the unmount.
+        """
+        return self._tell(_INODE.pack(_INODE_BYTES, _INVAL_INODE, 0, number, offset, size_bytes))
+
+    def inval_attributes(self, number: int) -> bool:
+        """Drop only the attributes (and cached ACLs).  Never blocks.  Otherwise as `inval_inode`."""
+        return self._tell(_INODE.pack(_INODE_BYTES, _INVAL_INODE, 0, number, -1, 0))
+
+    def inval_entry(self, parent: int, name: bytes) -> bool:
+        """Drop what *name* in this directory leads to (or does not), and the directory's attributes.  May block.
+
+        Never for a name that something is mounted on: the kernel would take that mount off.  False when the kernel does
+        not know the directory, or not the name.  Raises OSError: ENOTDIR when *parent* is none, ENAMETOOLONG.
+        """
+        head = _ENTRY.pack(_ENTRY_BYTES + len(name) + 1, _INVAL_ENTRY, 0, parent, len(name), 0)
+        return self._tell(b"%b%b\0" % (head, name))
+
+    def _tell(self, message: bytes) -> bool:
+        try:
+            os.write(self._fd, message)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
