@@ -1,0 +1,209 @@
+"""The owner's watch over native programs, with real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from omfs.export.localchanges import Change, ChangeKind
+from omfs.export.mounts import Mount
+from omfs.kernel import fanotify
+from tests.unit.localwatch import WRITE, Watch, program
+
+ATTRIBUTES, NAMES, DATA, EVICTED, EVERYTHING = ChangeKind
+
+
+@pytest.fixture
+def watch(room: Path, tmp_path: Path) -> Iterator[Watch]:
+    watch = Watch(room, tmp_path)
+    yield watch
+    watch.close()
+
+
+@pytest.fixture
+def file(watch: Watch) -> Path:
+    path = watch.top / "file"
+    path.write_bytes(b"content")
+    return path
+
+
+# ---------------------------------------------------------------- names and attributes
+
+
+def test_names_are_told_once_per_directory(watch: Watch) -> None:
+    (watch.top / "old").touch()
+    top = watch.cache(".")
+    watch.run("os.mkdir('a'); os.symlink('x', 'b'); os.rename('old', 'new'); os.rmdir('a')")
+    assert watch.drained() == [Change(NAMES, top, frozenset({b"a", b"b", b"old", b"new"}))]
+
+
+def test_a_rename_is_told_of_both_directories_and_the_object(watch: Watch, file: Path) -> None:
+    (watch.top / "sub").mkdir()
+    top, sub, moved = watch.cache("."), watch.cache("sub"), watch.cache("file")
+    watch.run("os.rename('file', 'sub/moved')")
+    assert set(watch.drained()) == {
+        Change(NAMES, top, frozenset({b"file"})),
+        Change(NAMES, sub, frozenset({b"moved"})),
+        Change(ATTRIBUTES, moved),
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.chmod('file', 0o600)",
+        "os.setxattr('file', 'user.x', b'1')",
+        "os.write(os.open('file', os.O_WRONLY), b'x')",
+        "os.truncate('file', 0)",
+        "os.link('file', 'other')",
+        "os.unlink('file')",
+    ],
+)
+def test_attributes_are_told(watch: Watch, file: Path, code: str) -> None:
+    key = watch.cache("file")
+    watch.run(code)
+    assert watch.drained() == [Change(ATTRIBUTES, key)]
+
+
+def test_what_nobody_caches_is_not_told(watch: Watch, file: Path) -> None:
+    watch.run("os.chmod('file', 0o600); os.mkdir('a')")
+    assert watch.drained() == []
+
+
+def test_what_we_do_ourselves_is_not_told(watch: Watch, file: Path) -> None:
+    watch.cache("file")
+    watch.cache(".")
+    file.chmod(0o600)
+    file.rename(watch.top / "other")
+    assert watch.drained() == []
+
+
+def test_too_much_is_told_as_everything(watch: Watch, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch.cache("file")
+    lost = [fanotify.Event(fanotify.OVERFLOW, 0, None, None, None)]
+    monkeypatch.setattr("omfs.kernel.fanotify.Watcher.read", lambda self, pid: lost)
+    watch.run("os.chmod('file', 0o600)")
+    assert watch.drained() == [Change(EVERYTHING, None)]
+
+
+def test_file_systems_that_can_not_be_watched(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+    fd = os.open("/proc", os.O_RDONLY)
+    other = Mount(watch.mount.line, b"elsewhr!")
+    try:
+        assert not watch.changes.watches(other)
+        assert not watch.changes.watch_mount(other, fd)
+        watch.changes.mounts_changed()
+        assert not watch.changes.watches(watch.mount)
+        assert not watch.changes.watch_mount(other, fd)
+        assert not watch.changes.watches(other)
+    finally:
+        os.close(fd)
+    assert [record.message.count("can't be watched") for record in caplog.records] == [1]
+    assert watch.changes.watch_mount(watch.mount, watch.mounts.descriptor(watch.mount))
+    assert watch.changes.watches(watch.mount)
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("action", [WRITE, "os.open(PATH, os.O_WRONLY | os.O_TRUNC)", "os.truncate(PATH, 1)"])
+def test_a_writer_is_told_and_waits_for_the_unguard(watch: Watch, file: Path, action: str) -> None:
+    key = watch.guard("file")
+    assert watch.changes.is_guarded(key)
+    with program(file, action) as writer:
+        assert watch.wait_told() == [Change(DATA, key)]
+        assert not writer.is_in
+        assert file.read_bytes() == b"content"
+        assert not watch.changes.is_guarded(key)
+        assert not watch.changes.guard_data(key, watch.opener("file"))
+        watch.changes.unguard(key)
+        writer.wait_in()
+    assert watch.changes.guard_data(key, watch.opener("file"))
+
+
+def test_no_guard_beside_a_writer(watch: Watch, file: Path) -> None:
+    key = watch.cache("file")
+    with program(file, WRITE) as writer:
+        writer.wait_in()
+        assert not watch.changes.guard_data(key, watch.opener("file"))
+    assert not watch.changes.is_guarded(key)
+
+
+def test_a_guard_is_one_lease(watch: Watch, file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    key = watch.guard("file")
+    watch.guard("file")
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    watch.changes.unguard(key)
+    watch.changes.unguard(key)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with program(file, WRITE) as writer:
+        writer.wait_in()
+
+
+def test_what_can_not_be_opened_is_not_guarded(watch: Watch, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = watch.cache("file")
+
+    def fail(flags: int) -> int:
+        raise OSError(24, "no more descriptors")
+
+    assert not watch.changes.guard_data(key, fail)
+    assert not watch.changes.guard_data(key, fail)
+    assert len(caplog.records) == 1
+
+
+def test_the_least_recently_granted_is_evicted(room: Path, tmp_path: Path) -> None:
+    watch = Watch(room, tmp_path, guards_max=2)
+    try:
+        for name in "abcd":
+            (room / name).touch()
+        first, second = watch.guard("a"), watch.guard("b")
+        watch.guard("a")
+        third = watch.guard("c")
+        assert watch.drained() == [Change(EVICTED, second)]
+        with program(room / "b", WRITE) as writer:  # until `unguard` it is as good as before
+            assert watch.wait_told() == [Change(DATA, second)]
+            assert not writer.is_in
+            assert not watch.changes.guard_data(watch.cache("d"), watch.opener("d"))  # too many are overdue
+            watch.changes.unguard(second)
+            writer.wait_in()
+        assert [watch.changes.is_guarded(key) for key in (first, second, third)] == [True, False, True]
+        watch.guard("d")
+        assert watch.drained() == [Change(EVICTED, first)]
+    finally:
+        watch.close()
+
+
+def test_a_removed_file_is_wanted_back(watch: Watch, file: Path) -> None:
+    key = watch.guard("file")
+    watch.run("os.link('file', 'other'); os.unlink('file')")
+    assert watch.drained() == []
+    watch.run("os.rename('other', 'again'); os.unlink('again')")
+    assert watch.drained() == [Change(EVICTED, key)]
+    assert not watch.changes.is_guarded(key)
+    watch.changes.unguard(key)
+
+
+async def test_all_is_told_as_it_happens(watch: Watch, file: Path, nursery: trio.Nursery) -> None:
+    key, top = watch.guard("file"), watch.cache(".")
+    nursery.start_soon(watch.changes.run)
+
+    async def wait_told() -> list[Change]:
+        while not watch.told:  # noqa: ASYNC110 - a list is what is told
+            await trio.sleep(0.001)
+        told = list(watch.told)
+        watch.told.clear()
+        return told
+
+    watch.run("os.mkdir('a')")
+    assert await wait_told() == [Change(NAMES, top, frozenset({b"a"}))]
+    with program(file, WRITE) as writer:
+        assert await wait_told() == [Change(DATA, key)]
+        watch.changes.unguard(key)
+        await trio.to_thread.run_sync(writer.wait_in)
+    watch.run("os.mkdir('b')")
+    assert await wait_told() == [Change(NAMES, top, frozenset({b"b"}))]
