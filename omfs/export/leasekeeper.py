@@ -106,8 +106,8 @@ class LeaseKeeper:
 
     def _start(self) -> None:
         """The socket listens before the process runs, so there is nothing to wait for."""
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             os.fchmod(listener.fileno(), 0o600)  # what bind(2) gives the name; the umask belongs to all threads
             listener.bind(os.fsencode(self._path))

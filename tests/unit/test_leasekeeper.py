@@ -155,6 +155,12 @@ def test_an_orderly_end_ends_the_keeper(room: Path, tmp_path: Path) -> None:
     again.close()
 
 
+def test_the_keepers_directory_is_made(room: Path, tmp_path: Path) -> None:
+    watch = Watch(room, tmp_path / "run" / "omfs")
+    watch.close()
+    assert os.listdir(tmp_path / "run" / "omfs") == []
+
+
 def test_a_keeper_that_dies_is_replaced(watch: Watch, file: Path) -> None:
     (watch.top / "other").touch()
     before = watch.keeper._process
@@ -184,7 +190,7 @@ def test_without_a_keeper_nothing_is_guarded(
     assert watch.keeper._process is not None
     watch.keeper._process.kill()
     watch.keeper._process.wait()
-    monkeypatch.setattr(watch.keeper, "_path", Path("/nonexistent/socket"))
+    monkeypatch.setattr(watch.keeper, "_path", Path("/proc/nowhere/socket"))
     assert not watch.changes.guard_data(watch.cache("file"), watch.opener("file"))
     assert "there is no lease keeper" in caplog.text
     with program(file, WRITE) as writer:
