@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from omfs.cli import admin_certificates, admin_leases, admin_map, admin_status
+from omfs.cli import admin_certificates, admin_check, admin_leases, admin_map, admin_status
 from omfs.cli.admin_options import add_common_options
 from omfs.config import SOFTWARE
 from omfs.errors import NotRunning, OmfsError
@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=SOFTWARE)
     add_common_options(parser, with_defaults=True)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for family in (admin_map, admin_certificates, admin_status, admin_leases):
+    for family in (admin_map, admin_certificates, admin_status, admin_leases, admin_check):
         family.add_commands(commands)
     for command in commands.choices.values():
         add_common_options(command, with_defaults=False)
