@@ -42,7 +42,8 @@ class Guards:
         self._disk = disk
         self._leasing = leasing
         self._changes: LocalChanges | None = None
-        self._guarded: set[bytes] = set()  # handles
+        self._guarded: set[bytes] = set()  # keys of localchanges.py
+        self._to_give_way: list[bytes] = []  # keys that were told before `run`
         self._nursery: trio.Nursery | None = None
         self._generation = disk.mounts.generation
 
@@ -52,27 +53,30 @@ class Guards:
     def any(self) -> bool:
         return bool(self._guarded)
 
-    def has(self, handle: bytes) -> bool:
-        """Whether the data of this file may be cached somewhere."""
-        return handle in self._guarded
+    def cached_as(self, handle: bytes) -> list[bytes]:
+        """The handles under which the data of this file may be cached somewhere, if so."""
+        key = self._key(handle)
+        return self._leasing.handles_of(key) if key in self._guarded and key is not None else []
 
     def put(self, place: Place) -> bool:
         """Whether the data may be cached from now on.  What was read before may be old."""
-        if self._changes is None or not place.is_regular:
+        key = self._key(place.handle)
+        if self._changes is None or key is None or not place.is_regular:
             return False
-        key = self._changes.key(place.mount, place.prepared)
         if not self._changes.guard_data(key, lambda flags: self._disk.open_as_root(place, flags)):
             return False
-        self._guarded.add(place.handle)
+        self._guarded.add(key)
         return True
 
     def remove(self, handle: bytes) -> None:
-        """Nobody caches the data any more."""
-        self._guarded.discard(handle)
-        if self._changes is not None and (key := self._key(handle)) is not None:
+        """Nobody caches the data any more, under whatever handle."""
+        key = self._key(handle)
+        if self._changes is not None and key is not None and key in self._guarded:
+            self._guarded.discard(key)
             self._changes.unguard(key)
 
     def _key(self, handle: bytes) -> bytes | None:
+        """None where the mount is not watched."""
         begin = self._leasing.watched.get(mount_of(handle))
         return None if begin is None else begin + prepared_of(handle)
 
@@ -90,15 +94,18 @@ class Guards:
                 leasing.changed_here(handle, tuple(change.names))
             elif change.kind is ChangeKind.ATTRIBUTES:
                 leasing.changed_here(handle, () if is_directory(handle) else None)
-        if change.kind in (ChangeKind.DATA, ChangeKind.EVICTED) and self._nursery is not None:
-            self._nursery.start_soon(self._give_way, change.key)
+        if change.kind in (ChangeKind.DATA, ChangeKind.EVICTED):
+            if self._nursery is None:
+                self._to_give_way.append(change.key)
+            else:
+                self._nursery.start_soon(self._give_way, change.key)
 
     async def _give_way(self, key: bytes) -> None:
         """Recall the file from everybody; then whoever waits in open(2) may go on."""
         handles = self._leasing.handles_of(key)
         needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
         async with self._leasing.recalled(_NOBODY, needs):
-            self._guarded.difference_update(handles)
+            self._guarded.discard(key)
             if self._changes is not None:
                 self._changes.unguard(key)
 
@@ -148,6 +155,8 @@ class Guards:
         assert self._changes is not None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for key in self._to_give_way:
+                nursery.start_soon(self._give_way, key)
             nursery.start_soon(self._changes.run)
             while True:
                 await trio.sleep(MOUNTS_CHECK_S)

@@ -173,19 +173,35 @@ class Leasing:
         """A native program changed the object, or only these names of the directory."""
         self._send(self.owner.changed_here(handle, names))
 
-    def recall_all(self) -> int:
-        """Recall everything from everybody (events were lost); the number of sessions asked."""
-        for key, session in self._sessions.items():
-            serial = self.owner.recall_all(key)
-            self.recalls += 1
+    def recall_all(self) -> None:
+        """Recall everything from everybody: events were lost, or we end."""
+        for session in self._sessions.values():
+            if self.owner.held_by(session.key):
+                self._recall_all_of(session)
 
-            def answered(is_answered: bool, key: bytes = key, serial: int = serial) -> None:
-                if is_answered:
-                    self.owner.returned_all(key, serial)
-                    self._settle()
+    def _recall_all_of(self, session: Asked) -> trio.Event:
+        """The event is set when the session has answered, or has ended."""
+        key, serial, over = session.key, self.owner.recall_all(session.key), trio.Event()
+        self.recalls += 1
+        self._sent_s[key, serial] = trio.current_time()
 
-            session.ask_soon(wire.RecallAll(serial), answered)
-        return len(self._sessions)
+        def answered(is_answered: bool) -> None:
+            self._sent_s.pop((key, serial), None)
+            if is_answered:
+                self.owner.returned_all(key, serial)
+                self._settle()
+            over.set()
+
+        session.ask_soon(wire.RecallAll(serial), answered)
+        return over
+
+    async def drop_node(self, node_id: int) -> int:
+        """Take back all that this node holds, and wait for it; the number of leases."""
+        sessions = [session for session in self._sessions.values() if session.node_id == node_id]
+        count = sum(self.owner.held_by(session.key) for session in sessions)
+        for over in [self._recall_all_of(session) for session in sessions]:
+            await over.wait()
+        return count
 
     # ------------------------------------------------------------ recalls
 

@@ -51,11 +51,10 @@ class UnderLeases:
             return wire.Done(), b""
         needs: tuple[Need, ...] = ()
         if kind in NEEDS:
-            guarded = whole_data(request, self._inner.disk) if kind in _OPENS and self._guards.any else None
-            if guarded is not None and self._guards.has(guarded):
-                needs = self._needs(session, request, guarded)
-            elif self.leasing.concerns_many:
-                needs = self._needs(session, request, None)
+            guarded = self._guarded(request)
+            cached_as = self._guards.cached_as(guarded) if guarded is not None else []
+            if cached_as or self.leasing.concerns_many:
+                needs = self._needs(session, request, cached_as)
             if needs and not self.leasing.owner.is_free(session.key, needs):
                 return self._when_recalled(session, request, bulk, needs)
             if guarded is not None:
@@ -70,7 +69,7 @@ class UnderLeases:
             grant = _GRANTS.get(kind)
             return answer if grant is None else (grant(self, session, request, answer[0]), answer[1])
         if kind in NEEDS:
-            return self._when_recalled(session, request, bulk, needs or self._needs(session, request, None), answer)
+            return self._when_recalled(session, request, bulk, needs or self._needs(session, request, []), answer)
         return answer
 
     def given_up(self, session: Session, reply: wire.Message) -> None:
@@ -82,10 +81,16 @@ class UnderLeases:
 
     # ------------------------------------------------------------ changes
 
-    def _needs(self, session: Session, request: Any, guarded: bytes | None) -> tuple[Need, ...]:
+    def _guarded(self, request: Any) -> bytes | None:
+        """The object whose data nobody may have cached while the request is executed."""
+        if type(request) in _OPENS and self._guards.any:
+            return whole_data(request, self._inner.disk)
+        return None
+
+    def _needs(self, session: Session, request: Any, cached_as: list[bytes]) -> tuple[Need, ...]:
         holder: Holder | None = session.data
         needs = () if holder is None else NEEDS[type(request)](self._inner.disk, holder.files, request)
-        return needs if guarded is None else (*needs, Need(guarded, Use.CHANGE, everybody=True))
+        return (*needs, *(Need(handle, Use.CHANGE, everybody=True) for handle in cached_as))
 
     async def _when_recalled(
         self,
@@ -99,9 +104,10 @@ class UnderLeases:
         try:
             while True:
                 async with self.leasing.recalled(session.key, needs):
-                    guarded = whole_data(request, self._inner.disk) if type(request) in _OPENS else None
+                    guarded = self._guarded(request)
                     if work is None:
-                        again = self._needs(session, request, guarded if self._has_guard(guarded) else None)
+                        cached_as = self._guards.cached_as(guarded) if guarded is not None else []
+                        again = self._needs(session, request, cached_as)
                         if not set(again) <= set(needs) and not self.leasing.owner.is_free(session.key, again):
                             needs = again
                             continue
@@ -115,9 +121,6 @@ class UnderLeases:
         finally:
             if work is not None:
                 work.close()
-
-    def _has_guard(self, handle: bytes | None) -> bool:
-        return handle is not None and self._guards.has(handle)
 
     # ------------------------------------------------------------ grants
 
