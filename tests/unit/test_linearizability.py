@@ -1,4 +1,4 @@
-"""The checker of histories: what has a right order is accepted; stale, lost, torn and reordered is rejected, in words."""
+"""The checker of histories: what has an order is accepted; stale, lost, torn and reordered is rejected, in words."""
 
 from __future__ import annotations
 
