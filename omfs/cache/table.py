@@ -104,8 +104,10 @@ class LeaseReader:
     def read(cls, path: Path) -> Self:
         """Open for reading only.  OSError, ENOENT where there is no table."""
         found_format, boot_id = _read_about(path)
+        if not found_format:
+            raise FileNotFoundError(errno.ENOENT, "no lease table")
         if found_format != FORMAT:
-            raise OSError(errno.ENOENT if not found_format else errno.EPROTO, f"no lease table of format {FORMAT}")
+            raise OSError(errno.EPROTO, f"a lease table of format {found_format}, not {FORMAT}")
         return cls(path, boot_id)
 
     def close(self) -> None:

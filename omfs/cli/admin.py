@@ -1,8 +1,9 @@
-"""omfs-admin: checks the map, makes certificates, shows and pings the nodes.
+"""omfs-admin: checks the map and the cluster, makes certificates, shows the nodes and who holds leases.
 
 This file holds the command line and turns errors into one line and an exit status; each command family has a
-file of its own (admin_map, admin_certificates, admin_status) with `add_commands` and functions that return the
-exit status: 0 good, 1 a fault was found, 2 wrong usage, 3 no mount is running (status, ping).
+file of its own (admin_map, admin_certificates, admin_status, admin_leases, admin_check) with `add_commands` and
+functions that return the exit status: 0 good, 1 a fault was found, 2 wrong usage (check: or it could not run), 3 no
+mount (status, ping) or no omfs-export (drop) is running.
 """
 
 from __future__ import annotations

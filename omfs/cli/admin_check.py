@@ -73,7 +73,7 @@ def _check(arguments: argparse.Namespace) -> int:
         removed = trio.run(_repair, node) if arguments.repair else None
         findings = run_checks(trio.run(gather, node))
     except NotRunning as error:
-        return _could_not(f"neither mount nor export may be missing on this node ({error})")
+        return _could_not(f"a mount and an omfs-export must run on this node ({error})")
     except OmfsError as error:
         return _could_not(str(error))
     if arguments.json:

@@ -110,8 +110,10 @@ def _open_table(settings: Settings) -> LeaseReader:
     path = Path(settings.state_dir) / DIRECTORY
     try:
         return LeaseReader.read(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no lease table; has omfs-export run here?") from None
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; has omfs-export run here?") from None
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def _chosen(

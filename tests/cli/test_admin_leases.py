@@ -202,8 +202,12 @@ def test_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text(f'state_dir = "{tmp_path}"\n')
     assert admin.main(["leases", "--config", str(config)]) == 1
     err = capsys.readouterr().err
-    assert "has omfs-export run here?" in err
+    assert "no lease table; has omfs-export run here?" in err
     assert err.count("\n") == 1
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / "about").write_text("format 7\nboot 1\n")
+    assert admin.main(["leases", "--config", str(config)]) == 1
+    assert "a lease table of format 7, not 1" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- drop
