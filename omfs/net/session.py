@@ -87,21 +87,17 @@ class Session:
             if old := self.bulk:
                 old.close("replaced by a new connection of the same session")
             self._channels[lane] = channel
-            self._asks.use(
-                self.small
-            )  # now the holder has taken the SMALL lane's Welcomed, and nothing else comes first
+            # Only now: the holder must find nothing behind the Welcomed of its SMALL lane, and has taken that one.
+            self._asks.use(self.small)
 
     def detach(self, lane: wire.Lane, channel: Channel) -> None:
         """*channel* is lost."""
         if self._channels[lane] is channel:
             self._lost_s = self.heard_s
             self._channels[lane] = None
-            if lane is wire.Lane.SMALL:
-                self._asks.use(None)
 
     def close_channels(self, reason: str) -> None:
         self._lost_s = self.heard_s
-        self._asks.use(None)
         for lane, channel in enumerate(self._channels):
             self._channels[lane] = None
             if channel:

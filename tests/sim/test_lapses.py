@@ -204,6 +204,18 @@ async def test_an_owner_that_restarted_voids_everything(
     assert pair.peer.lease_round == 2
 
 
+async def test_the_owner_is_told_as_soon_as_there_is_a_connection(
+    autojump_clock: MockClock, pair: Pair, mount: FakeMount
+) -> None:
+    """Not only with the next Ping: until then nothing would be cached."""
+    await pair.restart_server()
+    while pair.peer.state != "up":
+        await trio.sleep(0.1)
+    await wait_until_blocked()
+    assert returns(pair) == 1
+    assert pair.peer.lease_round == 2
+
+
 async def test_an_owner_that_restarts_again_before_it_is_told(
     autojump_clock: MockClock, pair: Pair, mount: FakeMount
 ) -> None:
