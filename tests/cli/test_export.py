@@ -10,13 +10,17 @@ import socket
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
+from omfs import wire
 from omfs.config import Settings
 from omfs.net import control
+from omfs.net.nodemap import read_map
 
 pytestmark = pytest.mark.lab
 
@@ -43,6 +47,11 @@ def config(tmp_path: Path) -> Path:
 
 def ask_status(config: Path) -> dict[str, object]:
     return trio.run(control.ask, config.parent / "run" / "export.sock", "status")
+
+
+def describe(config: Path, **arguments: object) -> wire.NodeDescribed:
+    reply = trio.run(partial(control.ask, config.parent / "run" / "export.sock", "describe", **arguments))
+    return msgspec.convert(reply["described"], wire.NodeDescribed)
 
 
 def end(pid: int) -> None:
@@ -103,6 +112,22 @@ def test_it_serves_behind_until_told_to_end(config: Path) -> None:
     end(status["pid"])
     with pytest.raises(control.NotRunning):
         ask_status(config)
+
+
+def test_it_describes_its_node(config: Path) -> None:
+    assert run("--config", str(config)).returncode == 0
+    try:
+        short, long = describe(config), describe(config, accounts=True)
+    finally:
+        pid = ask_status(config)["pid"]
+        assert isinstance(pid, int)
+        end(pid)
+    assert (short.node_id, short.version) == (1, wire.PROTOCOL_VERSION)
+    assert short.standing.map_digest == read_map(config.parent / "map").digest
+    assert (short.standing.dfsa, short.standing.certificate_expires_s) == (True, 0)
+    assert short.standing.users == ()
+    assert (b"root", 0) in long.standing.users
+    assert long.standing.users_digest == short.standing.users_digest
 
 
 def test_it_reports_to_the_mount(config: Path) -> None:
