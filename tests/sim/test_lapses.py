@@ -209,8 +209,7 @@ async def test_the_owner_is_told_as_soon_as_there_is_a_connection(
 ) -> None:
     """Not only with the next Ping: until then nothing would be cached."""
     await pair.restart_server()
-    while pair.peer.state != "up":
-        await trio.sleep(0.1)
+    await pair.ask(look_up(b"x"))
     await wait_until_blocked()
     assert returns(pair) == 1
     assert pair.peer.lease_round == 2

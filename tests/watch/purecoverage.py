@@ -30,6 +30,8 @@ PURE: Final = (
     "omfs/net/frames.py",
     "omfs/net/hello.py",
     "omfs/net/nodemap.py",
+    "omfs/net/pings.py",
+    "omfs/net/term.py",
     "omfs/wire.py",
 )
 
