@@ -48,6 +48,7 @@ _NUMBER: Final = struct.Struct(">I")
 _LEASE: Final = struct.Struct(">BQQ")  # mode, serial, granted at (ns since the epoch)
 _SESSION: Final = struct.Struct(">IIQ")  # number, node id, last heard (ns since the epoch); then the software
 _NEXT_NUMBER: Final = b"next number"
+_BEHIND: Final = b"behind"
 
 R = TypeVar("R")
 
@@ -208,6 +209,7 @@ class LeaseTable(LeaseReader):
         super().__init__(path, boot_id, writable=True)
         self._numbers: dict[SessionKey, int] = {}
         self._unswept = 0  # numbers below it may have left leases behind; 0: nobody has
+        self.was_behind = False  # when it was opened: its sessions may hold more than it says
         try:
             if is_new:
                 self._change(lambda txn: txn.put(_NEXT_NUMBER, _NUMBER.pack(0), db=self._meta))
@@ -275,6 +277,17 @@ class LeaseTable(LeaseReader):
             else:
                 txn.delete(by_handle, db=self._handles)
                 txn.delete(by_holder, db=self._holders)
+
+    def note_behind(self, is_behind: bool) -> None:
+        """Whether more is granted than is written here.  It stays so when the daemon is killed: `was_behind`."""
+
+        def write(txn: Any) -> None:
+            if is_behind:
+                txn.put(_BEHIND, b"", db=self._meta)
+            else:
+                txn.delete(_BEHIND, db=self._meta)
+
+        self._change(write)
 
     def note_session(self, key: bytes, node_id: int, software: str, heard_ns: int) -> None:
         """A session began, or was heard; before its first lease.  OSError."""
@@ -378,6 +391,7 @@ class LeaseTable(LeaseReader):
             if max(notes, default=-1) >= (next_number := _next_number(txn, self._meta)):
                 raise ValueError("a session without a number of its own")
             self._unswept = next_number
+            self.was_behind = txn.get(_BEHIND, db=self._meta) is not None
             leases = 0
             for key, value in txn.cursor(self._handles):
                 lease = _lease(b"", key[1 : -_NUMBER.size], value)

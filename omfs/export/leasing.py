@@ -6,7 +6,12 @@ its caches by itself, so its leases end here.  One that is heard and does not an
 session, and its leases when it says that it has dropped everything, or a term later.  Decides nothing about conflicts,
 knows nothing of files.
 
-Invariants: the table is told before the reply leaves; no await between a check and what it allows.  Called by
+The table is written behind: a transaction per grant would cost a fifth of a LookUp.  Before the first grant that is
+not yet written it is told that it is behind, and afterwards that it is not; a daemon that was killed while it was
+lets changes wait until the holders of before have come back, which they do in a second, or their term is over.
+
+Invariants: no more is granted than the table says, unless it says that it is behind; no await between a check and what
+it allows.  Called by
 export/service.py, which also runs `tend`.
 """
 
@@ -23,13 +28,15 @@ from typing import Any, Final, Protocol
 import trio
 
 from omfs import wire
-from omfs.cache.owner import Need, Owner, Recall, Ticket
+from omfs.cache.owner import Change, Need, Owner, Recall, Ticket
 from omfs.cache.table import LeaseTable
 from omfs.export.handles import mount_of, prepared_of
 from omfs.export.latency import Latency
 from omfs.wiretypes import Mode
 
 TEND_INTERVAL_S: Final = 0.5
+WRITE_AFTER_S: Final = 0.05  # the table: many grants in one transaction
+BEHIND_FOR_S: Final = 1.0  # without a grant before the table says that it is complete
 LEASES_PER_SESSION_MAX: Final = 500_000  # about 300 MB here; what is asked beyond them is answered without a lease
 
 log = logging.getLogger(__name__)
@@ -66,10 +73,16 @@ class Leasing:
         self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
         self._nothing_held = trio.Event()
         self._begun_s = trio.current_time()
-        self.owner.in_grace = table.was_dropped  # after a power cut: holders of before may still use their caches
         self.owner.restore((lease[0], lease[1], lease[2], lease[3]) for lease in table.leases())
         # Sessions that are no more, whose holders may use their caches until then (trio time).
         self._ghosts = {lease.session: self._begun_s + term_s for lease in self.owner.leases()}
+        self._uncertain = {note.key for note in table.sessions()} if table.was_behind else set()
+        self._ghosts.update(dict.fromkeys(self._uncertain, self._begun_s + term_s))
+        self._strangers_until_s = self._begun_s + (term_s if table.was_dropped else 0.0)
+        self._unwritten: list[Change] = []
+        self._unwritten_wakes = trio.Event()
+        self.is_behind = table.was_behind
+        self._look_at_grace()
 
     # ------------------------------------------------------------ sessions
 
@@ -89,6 +102,7 @@ class Leasing:
     def _forget(self, key: bytes) -> None:
         """The holder of a session that is no more caches nothing any more; it may have come back with the same key."""
         self._ghosts.pop(key, None)
+        self._uncertain.discard(key)
         self._drop_recalls(key)
         if key in self._sessions:
             self.owner.end_session(key)
@@ -96,7 +110,17 @@ class Leasing:
         else:
             self.owner.forget_session(key)
             self._settle()
+            self.write()
             self._table.forget_session(key)
+        self._look_at_grace()
+
+    def _look_at_grace(self) -> None:
+        """Nothing is changed while holders that nobody knows, or that hold nobody knows what, may use their caches."""
+        owner = self.owner
+        was_in_grace = owner.in_grace
+        owner.in_grace = trio.current_time() < self._strangers_until_s or bool(self._uncertain)
+        if was_in_grace and not owner.in_grace:
+            self._wake()
 
     def _drop_recalls(self, key: bytes) -> None:
         self._sent_s = {at: sent_s for at, sent_s in self._sent_s.items() if at[0] != key}
@@ -105,8 +129,10 @@ class Leasing:
         """The holder gives back by itself; *everything* after its term was over, or after we restarted."""
         if request.everything:
             self._ghosts.pop(key, None)
+            self._uncertain.discard(key)
             self._drop_recalls(key)
             self.owner.end_session(key)
+            self._look_at_grace()
         for handle, serial in request.leases:
             self.owner.give_back(key, handle, serial)
         self._settle()
@@ -272,7 +298,39 @@ class Leasing:
         for _, handle, mode, _ in changes:
             if mode is not Mode.NONE or not self.owner.is_held(handle):
                 self._index(handle, mode is not Mode.NONE)
-        self._table.note(changes)
+        self._unwritten += changes
+        if not self.is_behind:
+            self.is_behind = True
+            self._table.note_behind(True)
+        self._unwritten_wakes.set()
+
+    def write(self) -> None:
+        """Write the table now."""
+        unwritten, self._unwritten = self._unwritten, []
+        if unwritten:
+            self._table.note(unwritten)
+
+    async def write_behind(self) -> None:
+        """Write the table soon after each change, until cancelled."""
+        while True:
+            if self._unwritten:
+                await trio.sleep(WRITE_AFTER_S)
+                self.write()
+            elif not self._unwritten_wakes.is_set():
+                with trio.move_on_after(BEHIND_FOR_S) as quiet:
+                    await self._unwritten_wakes.wait()
+                if quiet.cancelled_caught and self.is_behind:
+                    self._table.note_behind(False)
+                    self.is_behind = False
+                    await self._unwritten_wakes.wait()
+            else:
+                self._unwritten_wakes = trio.Event()
+
+    def close(self) -> None:
+        """Write what is to be written; an orderly end."""
+        self.write()
+        self._table.note_behind(False)
+        self._table.close()
 
     def _index(self, handle: bytes, is_leased: bool) -> None:
         """Let native changes of the object be found, or no longer."""
@@ -305,9 +363,7 @@ class Leasing:
         """End what has lasted too long."""
         for key in [key for key, until_s in self._ghosts.items() if now_s >= until_s]:
             self._forget(key)
-        if self.owner.in_grace and now_s >= self._begun_s + self._term_s:
-            self.owner.in_grace = False
-            self._wake()
+        self._look_at_grace()
         for key, session in list(self._sessions.items()):
             if self.owner.held_by(key) and session.lease_lapsed(now_s, self._term_s):
                 log.info("node %d: not heard for a lease term; what it held is free", session.node_id)

@@ -11,7 +11,6 @@ import trio
 
 from omfs import wire
 from omfs.cache.table import LeaseTable
-from omfs.config import Settings
 from omfs.export.guards import Guards
 from omfs.export.leasing import Leasing
 from omfs.export.mounts import Mount
@@ -77,6 +76,7 @@ class Room:
         self.leasing = leasing
         self.table = table
         self.ended: list[bytes] = []
+        self.is_killed = False  # the daemon ends without a chance to write
 
     def holder(self, node_id: int) -> tuple[Asker, HoldingSession]:
         session = HoldingSession(node_id)
@@ -99,8 +99,7 @@ def leasing_room(state: Path, service: ExportService, changes: Any = None, boot_
         yield room
     finally:
         service.disk.mounts.on_found = None
-        table.close()
-
-
-def settings_of(state: Path) -> Settings:
-    return Settings(state_dir=str(state))
+        if room.is_killed:
+            table.close()
+        else:
+            leasing.close()

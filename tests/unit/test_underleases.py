@@ -303,7 +303,40 @@ async def test_after_a_restart_only_real_conflicts_wait(tmp_path: Path, place: P
             returning = HoldingSession(2)
             await Asker(room.under, returning).ask(wire.ReturnLeases((), everything=True))  # type: ignore[arg-type]
         assert outcome.error is None
+        room.leasing.write()
         assert list(room.table.leases(session=returning.key)) == []
+
+
+async def test_after_a_kill_changes_wait_for_whoever_may_hold_more_than_is_written(tmp_path: Path, place: Path) -> None:
+    (place / "file").write_bytes(b"x")
+    state = tmp_path / "state"
+    with serving(state) as service, leasing_room(state, service) as room:
+        await room.holder(2)[0].walk(place / "file")
+        room.is_killed = True
+    with serving(state) as service, leasing_room(state, service) as room:
+        one, _ = room.holder(1)
+        outcome = Outcome()
+        async with trio.open_nursery() as nursery:
+            request = wire.SetAttributes((await one.walk(place / "file")).handle, ROOT, mode=0o600)
+            nursery.start_soon(outcome.run, one, request)
+            await settle()
+            assert not outcome.is_over
+            returning = HoldingSession(2)
+            await Asker(room.under, returning).ask(wire.ReturnLeases((), everything=True))  # type: ignore[arg-type]
+        assert outcome.error is None
+
+
+async def test_the_table_catches_up(room: Room, place: Path, autojump_clock: object) -> None:
+    (place / "file").write_bytes(b"x")
+    holder, session = room.holder(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.leasing.write_behind)
+        await holder.walk(place / "file")
+        await trio.sleep(0.1)
+        assert len(list(room.table.leases(session=session.key))) == len(room.leasing.owner)
+        await trio.sleep(2)
+        nursery.cancel_scope.cancel()
+    assert not room.leasing.is_behind
 
 
 async def test_after_a_power_cut_changes_wait_for_a_term(tmp_path: Path, place: Path, autojump_clock: object) -> None:
