@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,16 @@ import msgspec
 import trio
 
 from omfs import wire
+from omfs.cache.table import LeaseTable, read_boot_id
 from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, ControlError, NodeDown, OmfsError
+from omfs.export.dropping import Dropper
+from omfs.export.guards import Guards, guards_max
+from omfs.export.leasekeeper import LeaseKeeper
+from omfs.export.leasing import Leasing
+from omfs.export.localchanges import LocalChanges
 from omfs.export.service import ExportService
+from omfs.export.underleases import UnderLeases
 from omfs.kernel import utab
 from omfs.kernel.mounting import mount_at
 from omfs.mount import selfbind
@@ -127,25 +134,70 @@ def run_export(settings: Settings, report_ready: Callable[[], None], *, by_mount
         trio.run(_export, settings, report_ready, by_mount)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerSide:
+    """Everything that serves this node's tree."""
+
+    service: ExportService
+    leasing: Leasing
+    guards: Guards
+    server: Server
+    changes: LocalChanges
+
+    @classmethod
+    def build(cls, settings: Settings, standing: Standing) -> OwnerSide:
+        """Raises ConfigError."""
+        service = ExportService(settings, standing.local.node_id)
+        leasing = Leasing(_lease_table(settings), settings.lease_term_s, lambda *words: server.end_session(*words))
+        guards = Guards(service.disk, leasing)
+        door = UnderLeases(service, leasing, guards)
+        server = service.server = Server(standing.local, settings, door, standing.identity.server_context)
+        try:
+            keeper = LeaseKeeper(Path(settings.run_dir), settings.lease_term_s)
+            changes = LocalChanges(guards.told, leasing.is_of_interest, keeper, guards_max())
+        except OSError as error:
+            raise ConfigError(f"{settings.run_dir}: can't start the lease keeper: {error.strerror}") from None
+        guards.watch(changes)
+        service.description.certificate_expires_s = standing.identity.expires_s
+        return cls(service, leasing, guards, server, changes)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        for task in (self.service.tend, self.leasing.tend, self.leasing.write_behind, self.guards.run):
+            nursery.start_soon(task)
+
+    def describe(self) -> dict[str, Any]:
+        """For omfs-admin status."""
+        server = self.server
+        return {
+            "exports": shown_exports(self.service.exports()),
+            "sessions": [
+                {"node_id": one.node_id, "key": one.key.hex(), "requests": one.requests}
+                for one in server.sessions.values()
+            ],
+            "requests": server.requests,
+            "bytes_in": server.bytes_in,
+            "bytes_out": server.bytes_out,
+            "leases": self.leasing.describe(),
+        }
+
+
 async def _export(settings: Settings, report_ready: Callable[[], None], by_mount: bool) -> None:
     parent = os.getppid()
     standing = Standing(settings)
-    service = ExportService(settings, standing.local.node_id)
-    server = service.server = Server(standing.local, settings, service, standing.identity.server_context)
     try:
         listener = listen("", settings.port)
     except OSError as error:
         raise ConfigError(f"port {settings.port}: {error.strerror}; is another omfs-export running?") from None
-    service.description.certificate_expires_s = standing.identity.expires_s
+    owner = OwnerSide.build(settings, standing)
     begun_s = time.monotonic()
 
     async def reload() -> None:
         if standing.reload():
-            server.local, server.context = standing.local, standing.identity.server_context
-            service.description.certificate_expires_s = standing.identity.expires_s
+            owner.server.local, owner.server.context = standing.local, standing.identity.server_context
+            owner.service.description.certificate_expires_s = standing.identity.expires_s
 
     async def describe(arguments: control.Arguments) -> dict[str, wire.NodeDescribed]:
-        return {"described": service.describe(arguments.get("accounts") is True)}
+        return {"described": owner.service.describe(arguments.get("accounts") is True)}
 
     async def status(_: control.Arguments) -> dict[str, Any]:
         return {
@@ -160,25 +212,32 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             "port": settings.port,
             "uptime_s": round(time.monotonic() - begun_s, 3),
             "reloads": standing.reloads,
-            "exports": shown_exports(service.exports()),
-            "sessions": [
-                {"node_id": one.node_id, "key": one.key.hex(), "requests": one.requests}
-                for one in server.sessions.values()
-            ],
-            "requests": server.requests,
-            "bytes_in": server.bytes_in,
-            "bytes_out": server.bytes_out,
+            **owner.describe(),
         }
 
-    handlers: dict[str, control.Handler] = {"status": status, "describe": describe}
+    drop = Dropper(owner.leasing).drop
+    handlers: dict[str, control.Handler] = {"status": status, "describe": describe, "drop": drop}
     async with trio.open_nursery() as nursery:
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
-        await nursery.start(server.run, [listener])
-        nursery.start_soon(service.tend)
-        nursery.start_soon(_heed_signals, reload, nursery.cancel_scope)
-        _prepare_process()
-        log.info("node %d serves on port %d", standing.local.node_id, settings.port)
-        report_ready()
+        await nursery.start(owner.server.run, [listener])
+        owner.start(nursery)
+        with trio.CancelScope() as until_told:
+            nursery.start_soon(_heed_signals, reload, until_told)
+            _prepare_process()
+            log.info("node %d serves on port %d", standing.local.node_id, settings.port)
+            report_ready()
+            await trio.sleep_forever()
+        await owner.guards.end()
+        nursery.cancel_scope.cancel()
+    owner.leasing.close()
+
+
+def _lease_table(settings: Settings) -> LeaseTable:
+    path = Path(settings.state_dir) / "leases"
+    try:
+        return LeaseTable.open(path, read_boot_id())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; the lease table is kept there") from None
 
 
 # ---------------------------------------------------------------- the holder's side
