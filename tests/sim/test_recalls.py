@@ -12,6 +12,7 @@ from omfs import wire
 from omfs.config import IN_FLIGHT_MAX, META_MAX_BYTES
 from omfs.errors import SessionEnded, WireError
 from omfs.net.frames import REPLY_BIT
+from omfs.net.recalls import RECALLS_KEPT
 from tests.sim.line import (
     Attempt,
     FakeMount,
@@ -89,6 +90,17 @@ async def test_no_more_recalls_at_a_time_than_a_holder_takes(
     await wait_until_blocked()
     assert mount.told == recalls
     assert answered == [True] * len(recalls)
+    await check_undisturbed(pair)
+
+
+async def test_only_so_many_answered_recalls_are_remembered(
+    autojump_clock: MockClock, pair: Pair, mount: FakeMount
+) -> None:
+    for serial in range(RECALLS_KEPT + 10):
+        pair.session.ask_soon(recall(serial), lambda answered: None)
+    await wait_until_blocked()
+    assert len(mount.handled) == RECALLS_KEPT + 10
+    assert len(pair.peer._handled) == RECALLS_KEPT
     await check_undisturbed(pair)
 
 
