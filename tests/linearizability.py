@@ -100,8 +100,8 @@ class Register:
 class Names:
     """The names of a directory and what each leads to (an identity, None = nothing).
 
-    make((name, identity)), put((name, identity)) (in place of what is there), remove(name), move((old, new)),
-    look(name) -> identity.
+    make((name, identity)), put((name, identity)) (in place of what is there), remove(name), move((old, new)) (also in
+    place of what is there), move_to_free((old, new)), look(name) -> identity.
     Results of changes: "ok", "EEXIST", "ENOENT".
     """
 
@@ -111,6 +111,9 @@ class Names:
     def step(self, state: Hashable, operation: Operation) -> Hashable | None:
         assert isinstance(state, frozenset)
         names = dict(state)
+        if operation.action == "move_to_free" and operation.result == "ENOENT":  # the new name may be free or not
+            assert isinstance(operation.argument, tuple)
+            return None if operation.argument[0] in names else state
         done = getattr(self, "_" + operation.action)(names, operation.argument)
         expected = operation.result in (done, UNKNOWN)
         return frozenset(names.items()) if expected else None
@@ -140,6 +143,11 @@ class Names:
             return "ENOENT"
         names[new] = names.pop(old)
         return "ok"
+
+    @staticmethod
+    def _move_to_free(names: dict[Hashable, Hashable], argument: tuple[Hashable, Hashable]) -> str:
+        """With RENAME_NOREPLACE."""
+        return "EEXIST" if argument[1] in names else Names._move(names, argument)
 
     @staticmethod
     def _look(names: dict[Hashable, Hashable], name: Hashable) -> Hashable:

@@ -78,14 +78,16 @@ class World:
 
     def do_name(self, rng: random.Random, fresh: str) -> tuple[str, Hashable, Hashable]:
         name, other = rng.choice("abc"), rng.choice("abc")
-        action = rng.choice(["make", "put", "remove", "move", "look", "look"])
+        action = rng.choice(["make", "put", "remove", "move", "move_to_free", "look", "look"])
         if action == "look":
             return action, name, self.names.get(name)
         if action == "remove":
             return action, name, "ok" if self.names.pop(name, None) else "ENOENT"
-        if action == "move":
+        if action.startswith("move"):
             if name not in self.names:
                 return action, (name, other), "ENOENT"
+            if action == "move_to_free" and other in self.names:
+                return action, (name, other), "EEXIST"
             self.names[other] = self.names.pop(name)
             return action, (name, other), "ok"
         if action == "make" and name in self.names:
@@ -169,10 +171,12 @@ def random_histories(draw: st.DrawFn) -> list[Operation]:
         elif registers:
             history.append(op(who, called, returned, "write", draw(few_values), UNKNOWN if unknown else "ok"))
         else:
-            action = draw(st.sampled_from(["make", "put", "remove", "move", "look"]))
+            action = draw(st.sampled_from(["make", "put", "remove", "move", "move_to_free", "look"]))
             name, value = draw(few_values), draw(few_values)
             argument = name if action in ("remove", "look") else (name, value)
-            seen = {"look": [None, "u", "v"], "make": ["ok", "EEXIST"], "put": ["ok"]}.get(action, ["ok", "ENOENT"])
+            codes = ["ok", "ENOENT", "EEXIST"]
+            choices: dict[str, list[str | None]] = {"look": [None, "u", "v"], "make": ["ok", "EEXIST"], "put": ["ok"]}
+            seen = choices.get(action, [*codes])
             result = draw(st.sampled_from(seen))
             history.append(
                 op(who, called, returned, action, argument, UNKNOWN if unknown and action != "look" else result)

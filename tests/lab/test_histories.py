@@ -1,0 +1,228 @@
+"""What programs of three nodes see of shared files and names, recorded and checked: it has one order that explains all.
+
+Three programs on each node work at once; the times of their calls are of one clock.  OMFS_HISTORY_S says how long
+they work, OMFS_KILLS how many daemons are killed meanwhile, OMFS_SEED repeats the choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+import zlib
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import pytest
+
+from tests.lab.agents import Agent, chosen_seed, number_from
+from tests.lab.cluster import Cluster, Place, wait_until
+from tests.linearizability import (
+    UNKNOWN,
+    Ascending,
+    Log,
+    Names,
+    NotLinearizable,
+    Operation,
+    Register,
+    Specification,
+    check,
+    partition,
+)
+
+LAB_OPTIONS = (
+    "--dfsa",
+    "0",
+)  # the owner's own programs go through /mfs too, so that the promise for them is the strict one
+OWNER = 2
+NODES = (1, 2, 3)
+EACH = 3  # programs on a node
+HISTORY_S = number_from("OMFS_HISTORY_S", 6)
+KILLS = number_from("OMFS_KILLS", 2)
+THINGS = ("r0", "r1", "log0", "log1", "files", "links")
+FEWEST = 20  # operations on each thing, for a history to say anything
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, 2 * HISTORY_S, 30 * KILLS))]
+
+
+class Recording:
+    """The programs at work, and all that they did so far."""
+
+    def __init__(self, cluster: Cluster, paths: dict[int, str], here: Place, things: Iterable[str]) -> None:
+        self._cluster = cluster
+        self._here = here
+        self._things = tuple(things)
+        self.rng = chosen_seed()
+        self._make_things()
+        self._agents = [
+            Agent(
+                cluster.lab, node, "history.py", paths[node], f"node{node}{'xyz'[number]}", str(3 * (node - 1) + number),
+                str(self.rng.random()), *self._things,
+            )
+            for node in NODES
+            for number in range(EACH)
+        ]  # fmt: skip
+        self._rows: list[list[Any]] = []
+        self._phase_ends: list[float] = []
+
+    def _make_things(self) -> None:
+        script = [f"cd {self._here.native}", "mkdir -m 777 aside"]
+        for thing in self._things:
+            if thing.startswith("r"):
+                script.append(f"printf '0;%.0s' $(seq 300) > {thing}")
+            else:
+                script.append(f"touch {thing}" if thing.startswith("log") else f"mkdir -m 777 {thing}")
+        self._cluster.run(self._here.owner, "\n".join(script))
+
+    def begin(self) -> None:
+        for agent in self._agents:
+            agent.send("go")
+
+    def end(self) -> None:
+        for agent in self._agents:
+            agent.send("stop")
+        for agent in self._agents:
+            self._rows += agent.receive()
+        self._phase_ends.append(time.monotonic())
+
+    def run(self, seconds: float) -> None:
+        self.begin()
+        time.sleep(seconds)
+        self.end()
+
+    def history(self) -> dict[str, list[Operation]]:
+        """By thing.  What nobody knows may have happened until the end of the phase after that in which it failed."""
+        logs = {thing: self._log(thing) for thing in self._things if thing.startswith("log")}
+        operations = []
+        for thing, who, called, returned, action, argument, result in self._rows:
+            if action == "read" and thing in logs:
+                action, result = "count", count_in(logs[thing], *result)
+            if result == "?":
+                result = UNKNOWN
+                later = [end for end in self._phase_ends if end > returned]
+                returned = later[1] if len(later) > 1 else later[0]
+            frozen = tuple(argument) if isinstance(argument, list) else argument
+            operations.append(Operation(who, called, returned, thing, action, frozen, result))
+        parts = partition(operations)
+        for thing in self._things:
+            assert len(parts[thing]) >= FEWEST, f"{thing}: too little was done to say anything"
+        return parts
+
+    def specification(self, thing: str) -> Specification:
+        if thing.endswith(" times"):
+            return Ascending()
+        if thing.startswith("log"):
+            text = self._log(thing).decode()
+            return Log([line.rstrip() for line in text.splitlines()])
+        return Register("0") if thing.startswith("r") else Names()
+
+    def _log(self, thing: str) -> bytes:
+        return self._cluster.run(self._here.owner, f"cat {self._here.native}/{thing}").encode()
+
+    def check(self) -> dict[str, list[Operation]]:
+        history = self.history()
+        for thing, operations in history.items():
+            check(operations, self.specification(thing))
+        return history
+
+
+def count_in(log: bytes, length: int, digest: int) -> Hashable:
+    """How many records somebody has read, if those were the first of *log*."""
+    if length <= len(log) and zlib.crc32(log[:length]) == digest:
+        return length / 32
+    return f"{length} bytes that are not the beginning of the log"
+
+
+def record_through_mfs(cluster: Cluster) -> Recording:
+    here = cluster.fresh_dir(OWNER)
+    return Recording(cluster, dict.fromkeys(NODES, here.remote), here, THINGS)
+
+
+# ---------------------------------------------------------------- what is seen is in order
+
+
+def test_what_three_nodes_see_has_one_order(cluster: Cluster) -> None:
+    recording = record_through_mfs(cluster)
+    recording.run(HISTORY_S)
+    history = recording.check()
+    for thing, plant in PLANTS.items():
+        planted = plant(history[thing], recording.rng)
+        with pytest.raises(NotLinearizable, match=f"not linearizable: .*{thing}"):
+            check(planted, recording.specification(thing))
+
+
+def test_it_has_one_order_when_daemons_are_killed(cluster: Cluster) -> None:
+    """kill -9 of an export or a mount, again and again: what fails says so, and what was done stays done."""
+    recording = record_through_mfs(cluster)
+    for _ in range(KILLS):
+        recording.begin()
+        time.sleep(recording.rng.random())  # at any moment
+        kill_something(cluster, recording.rng)
+        time.sleep(0.5)  # some work with the new one
+        recording.end()
+    recording.run(1)
+    recording.check()
+
+
+def kill_something(cluster: Cluster, rng: random.Random) -> None:
+    """The owner's export, or anybody's mount; returns when there is another."""
+    if rng.random() < 0.5:
+        before = cluster.export_pid(OWNER)
+        cluster.run(OWNER, f"kill -9 {before}")
+        cluster.wait_new_export(OWNER, before)
+    else:
+        node = rng.choice(NODES)
+        before = cluster.mount_pid(node)
+        cluster.run(node, f"kill -9 {before}")
+        cluster.run(node, "mount /mfs", timeout_s=60)
+    for node in NODES:
+        wait_until(lambda node=node: cluster.try_run(node, f"ls /mfs/{OWNER}/srv").returncode == 0, f"/mfs on {node}")  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- what is planted is found
+
+
+def stale_read(history: list[Operation], rng: random.Random) -> list[Operation]:
+    """A read that gives what an acknowledged write had replaced before the read began."""
+    writes = [one for one in history if one.action == "write" and one.result is not UNKNOWN]
+    first = min(writes, key=lambda one: one.returned)
+    second = min((one for one in writes if one.called > first.returned), key=lambda one: one.returned)
+    reads = [one for one in history if one.action == "read" and one.called > second.returned]
+    return instead(history, rng.choice(reads), first.argument)
+
+
+def stale_count(history: list[Operation], rng: random.Random) -> list[Operation]:
+    """A log that is shorter than it was before."""
+    counts = sorted((one for one in history if one.action == "count"), key=lambda one: one.called)
+    earlier = counts[len(counts) // 2]
+    assert isinstance(earlier.result, float)
+    later = rng.choice([one for one in counts if one.called > earlier.returned])
+    return instead(history, later, earlier.result - 1)
+
+
+def stale_name(history: list[Operation], rng: random.Random) -> list[Operation]:
+    """A name that still leads to what was removed long ago, and had been seen under no name since."""
+    looks = sorted((one for one in history if one.action == "look"), key=lambda one: one.called)
+    old = next(one for one in looks if one.result is not None and not str(one.result).startswith("mode"))
+    assert old.result not in [one.result for one in looks[len(looks) // 2 :]], "it is still there"
+    late = rng.choice([one for one in looks[len(looks) * 3 // 4 :] if one.argument == old.argument])
+    return instead(history, late, old.result)
+
+
+def earlier_time(history: list[Operation], rng: random.Random) -> list[Operation]:
+    """An mtime that is older than one that was seen before."""
+    looks = sorted(history, key=lambda one: one.called)
+    first = looks[0]
+    later = rng.choice([one for one in looks if one.called > first.returned])
+    assert isinstance(first.result, int)
+    return instead(history, later, first.result - 1)
+
+
+def instead(history: list[Operation], wrong: Operation, result: Hashable) -> list[Operation]:
+    return [dataclasses.replace(one, result=result) if one is wrong else one for one in history]
+
+
+PLANTS = {
+    "r0": stale_read, "r1": stale_read, "log0": stale_count, "files": stale_name, "links": stale_name,
+    "r0 times": earlier_time,
+}  # fmt: skip
