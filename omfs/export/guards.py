@@ -24,6 +24,7 @@ from omfs.export.localchanges import Change, ChangeKind, LocalChanges
 from omfs.export.mounts import Mount
 
 MOUNTS_CHECK_S: Final = 1.0
+NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
 _DESCRIPTORS_SHARE: Final = 4  # guards may take the nth part of all descriptors
 
@@ -91,7 +92,7 @@ class Guards:
         assert change.key is not None
         for handle in leasing.handles_of(change.key):
             if change.kind is ChangeKind.NAMES:
-                leasing.changed_here(handle, tuple(change.names))
+                leasing.changed_here(handle, tuple(change.names) if len(change.names) <= NAMES_MAX else None)
             elif change.kind is ChangeKind.ATTRIBUTES:
                 leasing.changed_here(handle, () if is_directory(handle) else None)
         if change.kind in (ChangeKind.DATA, ChangeKind.EVICTED):
