@@ -9,12 +9,14 @@ answered.  While a ticket is open nothing is granted on what it changes.  A repl
     begin                       | recalls to send; the ticket is ready when all are answered
     returned, ended, lapsed     | leases end, recalls are answered: tickets become ready
     grant                       | SHARED unless another is EXCLUSIVE, the object is being changed, or it is contended
-    a ticket would wait, or does, for others while its own node must forget names of a directory
-                                | the ticket is refused: that node's kernel keeps the directory locked during its call
+    begin, refuse_stuck         | where tickets wait for each other in a circle, one is refused
 
-The last line breaks a cycle: forgetting a name waits in that node's kernel for the lock of the directory, which its own
-unlink, create or rename holds until we answer.  A refused request is answered with ESTALE, and the VFS then lets the
-lock go and makes the call again.  For CONTENDED_S nothing is granted on such a directory.
+A circle: forgetting a name waits in that node's kernel for the lock of the directory, which its own unlink, create or
+rename keeps until we answer; and that one waits for others who must forget names.  `begin` sees the circles of those
+who keep just that directory locked.  A kernel may also have a rename wait for its second directory with the first one
+locked, of which we know nothing: `refuse_stuck` takes any directory for it, but only after STUCK_S.  A refused request
+is answered with ESTALE, and the VFS then lets the lock go and makes the call again, once.  So the node is chosen that
+was refused least recently, and for CONTENDED_S nothing is granted on its directories.
 
 A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Keys and handles
 are bytes.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
@@ -23,6 +25,7 @@ does not go back.  Called by export/leasing.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
@@ -31,6 +34,7 @@ from omfs.cache.rules import DEMANDS, Demand, Use, may_hold
 from omfs.wiretypes import Mode
 
 CONTENDED_S: Final = 1.0  # so long a directory in which two nodes met each other's locks is not cached by anybody
+STUCK_S: Final = 1.0  # forgetting takes milliseconds; who waits longer, while waited for, may do so for ever
 
 OF_DIRECTORIES: Final = frozenset({Use.NAME, Use.CHANGE_DIRECTORY})
 
@@ -81,10 +85,11 @@ class Held:
 class Ticket:
     """A request that could not be executed at once."""
 
-    __slots__ = ("handles", "needs", "refused", "session", "waits_for")
+    __slots__ = ("begun_s", "handles", "needs", "refused", "session", "waits_for")
 
-    def __init__(self, session: SessionKey, needs: tuple[Need, ...]) -> None:
+    def __init__(self, session: SessionKey, needs: tuple[Need, ...], begun_s: float) -> None:
         self.session = session
+        self.begun_s = begun_s
         self.needs = needs
         self.handles = frozenset(need.handle for need in needs)
         self.waits_for: set[Recall] = set()
@@ -127,6 +132,7 @@ class Owner:
         self._objects: dict[Handle, Leased] = {}
         self._holders: dict[SessionKey, Holder] = {}
         self._waiting: list[Ticket] = []
+        self._refused_s: dict[SessionKey, float] = {}  # when a ticket of the session was refused last
         self.in_grace = False
 
     # ------------------------------------------------------------ what is held
@@ -185,7 +191,7 @@ class Owner:
 
     def begin(self, session: SessionKey, needs: tuple[Need, ...], now_s: float) -> tuple[Ticket, list[Recall]]:
         """A ticket for the request, and the recalls to send.  It may be refused at once: `end` it all the same."""
-        ticket = Ticket(session, needs)
+        ticket = Ticket(session, needs, now_s)
         for need in needs:
             if need.use is not Use.LOOK:
                 changed = self._leased(need.handle)
@@ -206,7 +212,7 @@ class Owner:
                         recall = self._recall(other, handle, demand, names)
                         recalls.append(recall)
                     ticket.waits_for.add(recall)
-        self._refuse_who_would_lock(ticket, now_s)
+        self._refuse_circles(ticket, False, now_s)
         return ticket, recalls
 
     def end(self, ticket: Ticket) -> None:
@@ -256,30 +262,57 @@ class Owner:
         leased.recalls.append(recall)
         return recall
 
-    def _refuse_who_would_lock(self, ticket: Ticket, now_s: float) -> None:
-        """Refuse a new ticket that would wait for itself; among the older ones there is no circle."""
-        seen, to_follow = {ticket}, [ticket]
-        while to_follow:
-            for recall in to_follow.pop().waits_for:
-                if not self._waits_for_lock(recall):
-                    continue
-                for other in self._waiting:  # it keeps the directory locked there
-                    if other.session != recall.session or recall.handle not in other.handles or other.refused:
-                        continue
-                    if other is ticket:
-                        self._refuse(ticket, recall.handle, now_s)
-                        return
-                    if other not in seen:
-                        seen.add(other)
-                        to_follow.append(other)
+    # ------------------------------------------------------------ circles
 
-    def _waits_for_lock(self, recall: Recall) -> bool:
-        """Whether the holder's kernel may have to wait for the lock of the directory; nothing else waits for locks."""
-        return recall.names != () and self._objects[recall.handle].is_directory
+    def refuse_stuck(self, now_s: float) -> None:
+        """To be called now and then; afterwards `ready` tells who was refused."""
+        for ticket in self._waiting:
+            if ticket.waits_for and now_s - ticket.begun_s >= STUCK_S:
+                self._refuse_circles(ticket, True, now_s)
 
-    def _refuse(self, ticket: Ticket, handle: Handle, now_s: float) -> None:
-        ticket.refused = True
-        self._leased(handle).contended_until_s = now_s + CONTENDED_S
+    def _refuse_circles(self, ticket: Ticket, any_directory: bool, now_s: float) -> None:
+        while circle := self._circle(ticket, any_directory):
+            refused = min(circle, key=lambda one: self._refused_s.get(one.session, -math.inf))
+            refused.refused = True
+            self._refused_s[refused.session] = now_s
+            for handle in refused.handles:
+                if self._is_directory(handle):
+                    self._objects[handle].contended_until_s = now_s + CONTENDED_S
+
+    def _circle(self, ticket: Ticket, any_directory: bool) -> list[Ticket]:
+        """Tickets that wait for each other, beginning with this one; empty if there are none."""
+        before: dict[Ticket, Ticket | None] = {ticket: None}
+        ways = [ticket]
+        while ways:
+            last = ways.pop()
+            for other in self._blocked_by(last, any_directory):
+                if other is ticket:
+                    circle: list[Ticket] = []
+                    step: Ticket | None = last
+                    while step is not None:
+                        circle.append(step)
+                        step = before[step]
+                    return circle[::-1]
+                if other not in before:
+                    before[other] = last
+                    ways.append(other)
+        return []
+
+    def _blocked_by(self, ticket: Ticket, any_directory: bool) -> Iterator[Ticket]:
+        """Those whose nodes keep the directory locked of which they must forget something for this one."""
+        if ticket.refused:
+            return
+        for recall in ticket.waits_for:
+            if recall.names != () and self._is_directory(recall.handle):  # nothing else waits for a lock
+                for other in self._waiting:
+                    if other.session == recall.session and other.waits_for and not other.refused:
+                        locks = other.handles if any_directory else other.handles & {recall.handle}
+                        if any(map(self._is_directory, locks)):
+                            yield other
+
+    def _is_directory(self, handle: Handle) -> bool:
+        leased = self._objects.get(handle)
+        return leased is not None and leased.is_directory
 
     # ------------------------------------------------------------ grants
 
@@ -373,6 +406,7 @@ class Owner:
         """As `end_session`, for one that never comes back: its serials need not be remembered."""
         self.end_session(session)
         self._holders.pop(session, None)
+        self._refused_s.pop(session, None)
 
     # ------------------------------------------------------------ what others than requests change
 

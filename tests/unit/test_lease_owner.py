@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omfs.cache.owner import CONTENDED_S, Change, Need, Owner, Recall, Ticket
+from omfs.cache.owner import CONTENDED_S, STUCK_S, Change, Need, Owner, Recall, Ticket
 from omfs.cache.rules import Use
 from omfs.wiretypes import Mode
 
@@ -226,33 +226,66 @@ def test_of_two_who_keep_a_directory_locked_against_each_other_one_is_refused(ow
     hold(owner, B, D)
     first, (at_b,) = waiting(owner, A, name(b"x"))
     second, (at_a,) = owner.begin(B, name(b"y"), 0.0)
-    assert (first.refused, second.refused) == (True, True)  # each waits for the other's lock
-    assert owner.ready() == [first, second]
-    owner.end(first)
+    assert (first.refused, second.refused) == (False, True)
+    assert owner.ready() == [second]
     owner.end(second)
+    owner.returned(B, at_b.serial)  # its lock is free
+    assert owner.ready() == [first]
+    owner.end(first)
     owner.returned(A, at_a.serial)
-    owner.returned(B, at_b.serial)
     assert modes(owner, C, D) == [Mode.NONE]  # contended
     assert modes(owner, C, D, now_s=CONTENDED_S) == [Mode.SHARED]
 
 
-def test_who_waits_elsewhere_keeps_its_directory_locked_too(owner: Owner) -> None:
-    """C waits for B because of a file, and must forget a name of the directory that its own call keeps locked."""
-    hold(owner, B, F)
-    hold(owner, C, D)
-    unlink, _ = waiting(owner, C, (*name(b"x"), *CHANGE))
-    create, (recall,) = waiting(owner, A, name(b"y"))
-    assert (unlink.refused, create.refused, recall.session) == (True, False, C)
+def test_who_was_refused_is_not_refused_again(owner: Owner) -> None:
+    """Its kernel makes the call only twice."""
+    hold(owner, A, D)
+    hold(owner, B, D)
+    first, _ = waiting(owner, A, name(b"x"))
+    second, _ = owner.begin(B, name(b"y"), 0.0)
+    owner.end(second)
+    again, _ = owner.begin(B, name(b"y"), 0.1)  # before what was recalled from it has come back
+    assert (first.refused, again.refused) == (True, False)
 
 
-def test_who_comes_later_with_the_directory_locked_is_refused(owner: Owner) -> None:
+def test_a_circle_of_three(owner: Owner) -> None:
+    """Each keeps locked what the next but one must forget names of."""
+    directories = {A: b"da", B: b"db", C: b"dc"}
+    for session in (A, B, C):
+        hold(owner, session, directories[session])
+    tickets = []
+    for session, other in ((A, B), (B, C), (C, A)):
+        needs = (*name(b"x", directory=directories[session]), *name(b"y", directory=directories[other]))
+        tickets.append(owner.begin(session, needs, 0.0)[0])
+    assert [ticket.refused for ticket in tickets] == [False, False, True]
+
+
+def test_who_waits_without_being_waited_for_is_not_refused(owner: Owner) -> None:
+    """C's unlink waits for a file to be given back, which needs no lock; then its directory is free for A's create."""
     hold(owner, B, F)
     hold(owner, C, D)
-    create, _ = waiting(owner, A, name(b"y"))
-    unlink, _ = owner.begin(C, (*name(b"x"), *CHANGE), 0.0)
-    assert (unlink.refused, create.refused) == (True, False)
-    free, _ = owner.begin(C, name(b"z"), 0.0)
-    assert free.is_ready  # it need not wait, so its lock is free again soon
+    unlink, (file,) = waiting(owner, C, (*name(b"x"), *CHANGE))
+    create, (forget,) = waiting(owner, A, name(b"y"))
+    owner.refuse_stuck(STUCK_S)
+    assert not unlink.refused
+    assert not create.refused
+    owner.returned(B, file.serial)
+    owner.returned(C, forget.serial)
+    assert owner.ready() == [unlink, create]
+
+
+def test_who_waits_for_each_other_for_reasons_unknown_is_refused_in_the_end(owner: Owner) -> None:
+    """A kernel has a rename from D to E wait for E, where a create is under way, with D locked; we never hear of it."""
+    hold(owner, A, E)
+    hold(owner, B, D)
+    create, _ = waiting(owner, B, name(b"y", directory=E))
+    rename, _ = waiting(owner, A, name(b"x"))
+    owner.refuse_stuck(STUCK_S / 2)
+    assert owner.ready() == []
+    owner.refuse_stuck(STUCK_S)
+    assert owner.ready() == [create]
+    owner.refuse_stuck(STUCK_S)
+    assert not rename.refused
 
 
 def test_two_who_change_one_file_only_wait(owner: Owner) -> None:
