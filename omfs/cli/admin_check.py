@@ -125,6 +125,7 @@ class SessionHere(msgspec.Struct):
 class LeasesHere(msgspec.Struct):
     held: int | None = None
     grants: int = 0
+    unwritten: int = 0  # changes that the table does not have yet
     ghosts: tuple[str, ...] = ()
 
 
@@ -193,7 +194,7 @@ async def _lease_facts(node: OwnNode) -> LeaseFacts | None:
     except OSError as error:
         raise ControlError(str(error.strerror)) from None
     after = await _ask(node.export, ExportHere, "status")
-    is_quiet = before.leases == after.leases
+    is_quiet = before.leases == after.leases and not after.leases.unwritten
     silent_s = {bytes.fromhex(one.key): one.silent_s for one in (*before.sessions, *after.sessions)}
     ghosts = frozenset(bytes.fromhex(key) for key in (*before.leases.ghosts, *after.leases.ghosts))
     return LeaseFacts(sessions, silent_s, ghosts, after.leases.held if is_quiet else None, node.settings.lease_term_s)

@@ -315,6 +315,8 @@ def test_leases_and_their_repair(daemons: Daemons, capsys: pytest.CaptureFixture
         daemons.leases["held"] = 7
         assert check(daemons) == 1
         assert "2 in the table, 7 in memory" in capsys.readouterr().out
+        daemons.leases["unwritten"] = 5
+        assert check(daemons) == 0
         (daemons.path / "leases" / "about").write_text("format 1\nboot another\n")
         assert check(daemons) == 0
 
