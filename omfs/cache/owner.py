@@ -15,8 +15,8 @@ A circle: forgetting a name waits in that node's kernel for the lock of the dire
 rename keeps until we answer; and that one waits for others who must forget names.  `begin` sees the circles of those
 who keep just that directory locked.  A kernel may also have a rename wait for its second directory with the first one
 locked, of which we know nothing: `refuse_stuck` takes any directory for it, but only after STUCK_S.  A refused request
-is answered with ESTALE, and the VFS then lets the lock go and makes the call again, once.  So the node is chosen that
-was refused least recently, and for CONTENDED_S nothing is granted on its directories.
+is answered with ESTALE, and the VFS then lets the lock go and makes the call again, once.  For CONTENDED_S nothing is
+granted on its directories, and a circle with a call that was made again has time to open by itself, until STUCK_S.
 
 A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Keys and handles
 are bytes.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
@@ -34,7 +34,7 @@ from omfs.cache.rules import DEMANDS, Demand, Use, may_hold
 from omfs.wiretypes import Mode
 
 CONTENDED_S: Final = 1.0  # so long a directory in which two nodes met each other's locks is not cached by anybody
-STUCK_S: Final = 1.0  # forgetting takes milliseconds; who waits longer, while waited for, may do so for ever
+STUCK_S: Final = 0.5  # forgetting takes milliseconds; who waits longer, while waited for, may do so for ever
 
 OF_DIRECTORIES: Final = frozenset({Use.NAME, Use.CHANGE_DIRECTORY})
 
@@ -92,7 +92,7 @@ class Ticket:
         self.begun_s = begun_s
         self.needs = needs
         self.handles = frozenset(need.handle for need in needs)
-        self.waits_for: set[Recall] = set()
+        self.waits_for: dict[Recall, None] = {}  # in order: the same events have the same effects
         self.refused = False
 
     @property
@@ -132,7 +132,7 @@ class Owner:
         self._objects: dict[Handle, Leased] = {}
         self._holders: dict[SessionKey, Holder] = {}
         self._waiting: list[Ticket] = []
-        self._refused_s: dict[SessionKey, float] = {}  # when a ticket of the session was refused last
+        self._refused_s: dict[tuple[SessionKey, Handle], float] = {}  # in which directories who was refused of late
         self.in_grace = False
 
     # ------------------------------------------------------------ what is held
@@ -211,7 +211,7 @@ class Owner:
                     if recall is None:
                         recall = self._recall(other, handle, demand, names)
                         recalls.append(recall)
-                    ticket.waits_for.add(recall)
+                    ticket.waits_for[recall] = None
         self._refuse_circles(ticket, False, now_s)
         return ticket, recalls
 
@@ -270,22 +270,31 @@ class Owner:
             if ticket.waits_for and now_s - ticket.begun_s >= STUCK_S:
                 self._refuse_circles(ticket, True, now_s)
 
-    def _refuse_circles(self, ticket: Ticket, any_directory: bool, now_s: float) -> None:
-        while circle := self._circle(ticket, any_directory):
-            refused = min(circle, key=lambda one: self._refused_s.get(one.session, -math.inf))
-            refused.refused = True
-            self._refused_s[refused.session] = now_s
-            for handle in refused.handles:
-                if self._is_directory(handle):
-                    self._objects[handle].contended_until_s = now_s + CONTENDED_S
+    def _refuse_circles(self, ticket: Ticket, is_stuck: bool, now_s: float) -> None:
+        while circle := self._circle(ticket, is_stuck):
+            refused_s = [self._refused_at(one) for one in circle]
+            if not is_stuck and max(refused_s) > now_s - CONTENDED_S:
+                return  # made again, with what its node forgets meanwhile still on its way to us
+            self._refuse(circle[refused_s.index(min(refused_s))], now_s)
 
-    def _circle(self, ticket: Ticket, any_directory: bool) -> list[Ticket]:
+    def _refused_at(self, ticket: Ticket) -> float:
+        """When a call of this node in one of these directories was refused last."""
+        return max(self._refused_s.get((ticket.session, handle), -math.inf) for handle in ticket.handles)
+
+    def _refuse(self, ticket: Ticket, now_s: float) -> None:
+        ticket.refused = True
+        self._refused_s = {key: at_s for key, at_s in self._refused_s.items() if at_s > now_s - CONTENDED_S}
+        for handle in filter(self._is_directory, ticket.handles):
+            self._objects[handle].contended_until_s = now_s + CONTENDED_S
+            self._refused_s[ticket.session, handle] = now_s
+
+    def _circle(self, ticket: Ticket, is_stuck: bool) -> list[Ticket]:
         """Tickets that wait for each other, beginning with this one; empty if there are none."""
         before: dict[Ticket, Ticket | None] = {ticket: None}
         ways = [ticket]
         while ways:
             last = ways.pop()
-            for other in self._blocked_by(last, any_directory):
+            for other in self._blocked_by(last, is_stuck):
                 if other is ticket:
                     circle: list[Ticket] = []
                     step: Ticket | None = last
@@ -298,7 +307,7 @@ class Owner:
                     ways.append(other)
         return []
 
-    def _blocked_by(self, ticket: Ticket, any_directory: bool) -> Iterator[Ticket]:
+    def _blocked_by(self, ticket: Ticket, is_stuck: bool) -> Iterator[Ticket]:
         """Those whose nodes keep the directory locked of which they must forget something for this one."""
         if ticket.refused:
             return
@@ -306,7 +315,7 @@ class Owner:
             if recall.names != () and self._is_directory(recall.handle):  # nothing else waits for a lock
                 for other in self._waiting:
                     if other.session == recall.session and other.waits_for and not other.refused:
-                        locks = other.handles if any_directory else other.handles & {recall.handle}
+                        locks = other.handles if is_stuck else other.handles & {recall.handle}
                         if any(map(self._is_directory, locks)):
                             yield other
 
@@ -373,7 +382,7 @@ class Owner:
                 held.mode = recall.mode
                 self.changes.append(Change(session, recall.handle, held.mode, held.serial))
         for ticket in self._waiting:
-            ticket.waits_for.discard(recall)
+            ticket.waits_for.pop(recall, None)
         self._tidy(recall.handle, leased)
 
     def returned_all(self, session: SessionKey, serial: int) -> None:
@@ -406,7 +415,6 @@ class Owner:
         """As `end_session`, for one that never comes back: its serials need not be remembered."""
         self.end_session(session)
         self._holders.pop(session, None)
-        self._refused_s.pop(session, None)
 
     # ------------------------------------------------------------ what others than requests change
 

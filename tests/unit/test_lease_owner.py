@@ -237,14 +237,29 @@ def test_of_two_who_keep_a_directory_locked_against_each_other_one_is_refused(ow
     assert modes(owner, C, D, now_s=CONTENDED_S) == [Mode.SHARED]
 
 
-def test_who_was_refused_is_not_refused_again(owner: Owner) -> None:
-    """Its kernel makes the call only twice."""
+def test_a_call_that_is_made_again_has_time(owner: Owner) -> None:
+    """Its kernel makes it only twice, and what it had to forget is probably on its way to us."""
+    hold(owner, A, D)
+    hold(owner, B, D)
+    first, (at_b,) = waiting(owner, A, name(b"x"))
+    refused, (at_a,) = owner.begin(B, name(b"y"), 0.0)
+    owner.end(refused)
+    again, (everything,) = owner.begin(B, name(b"y"), 0.1)
+    assert owner.ready() == []
+    owner.returned(B, at_b.serial)
+    assert owner.ready() == [first]
+    owner.returned(A, at_a.serial)
+    owner.returned(A, everything.serial)
+    assert owner.ready() == [first, again]
+
+
+def test_if_it_does_not_help_the_other_is_refused(owner: Owner) -> None:
     hold(owner, A, D)
     hold(owner, B, D)
     first, _ = waiting(owner, A, name(b"x"))
-    second, _ = owner.begin(B, name(b"y"), 0.0)
-    owner.end(second)
-    again, _ = owner.begin(B, name(b"y"), 0.1)  # before what was recalled from it has come back
+    owner.end(owner.begin(B, name(b"y"), 0.0)[0])
+    again, _ = owner.begin(B, name(b"y"), 0.1)
+    owner.refuse_stuck(STUCK_S)
     assert (first.refused, again.refused) == (True, False)
 
 
