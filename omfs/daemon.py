@@ -37,6 +37,7 @@ from omfs.export.underleases import UnderLeases
 from omfs.kernel import utab
 from omfs.kernel.mounting import mount_at
 from omfs.mount import selfbind
+from omfs.mount.counters import Counters
 from omfs.mount.exportprocess import ExportProcess
 from omfs.mount.lowlevel import Hook
 from omfs.mount.operations import Operations
@@ -171,7 +172,12 @@ class OwnerSide:
         return {
             "exports": shown_exports(self.service.exports()),
             "sessions": [
-                {"node_id": one.node_id, "key": one.key.hex(), "requests": one.requests}
+                {
+                    "node_id": one.node_id,
+                    "key": one.key.hex(),
+                    "requests": one.requests,
+                    "silent_s": round(trio.current_time() - one.heard_s, 3),
+                }
                 for one in server.sessions.values()
             ],
             "requests": server.requests,
@@ -215,8 +221,10 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             **owner.describe(),
         }
 
-    drop = Dropper(owner.leasing).drop
-    handlers: dict[str, control.Handler] = {"status": status, "describe": describe, "drop": drop}
+    dropper = Dropper(owner.leasing)
+    handlers: dict[str, control.Handler] = {
+        "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
+    }  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(owner.server.run, [listener])
@@ -261,6 +269,7 @@ class MountDaemon:
         self._settings = settings
         self._standing = standing
         self._report_ready = report_ready
+        self._counters = Counters()
         self._nodes: dict[int, RemoteNode] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._export = ExportProcess(settings)
@@ -274,7 +283,7 @@ class MountDaemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._export.run)
             self._follow_map(nursery)
-            operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None)
+            operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None, self._counters)
             session = Session(self._options, operations, Path(self._settings.run_dir))
             session.open()
             try:
@@ -349,7 +358,7 @@ class MountDaemon:
                 standing.identity.client_context,
                 hard=self._options.hard,
             )
-            self._nodes[node_id] = RemoteNode(peer)
+            self._nodes[node_id] = RemoteNode(peer, self._counters)
             self._scopes[node_id] = trio.CancelScope()
             nursery.start_soon(self._keep_node, self._nodes[node_id], self._scopes[node_id])
 
@@ -393,6 +402,7 @@ class MountDaemon:
             mount_point=self._options.mountpoint,
             pid=os.getpid(),
             reloads=standing.reloads,
+            counters=self._counters.describe(),
         )
 
     async def _own_exports(self) -> tuple[control.ExportStatus, ...]:

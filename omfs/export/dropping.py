@@ -1,4 +1,4 @@
-"""omfs-admin drop: leases are taken back because an administrator says so.
+"""omfs-admin drop and check --repair: leases end because an administrator says so.
 
 An object is named by a path of this node, a holder by its node id; both wait until everything was given back.
 Called by daemon.py for the control socket.
@@ -19,19 +19,28 @@ _NOBODY = b""  # no session's key
 
 
 class Dropper:
-    """The handler of "drop": {"path": ...} or {"node": N} -> {"recalled": leases}.  Raises ControlError."""
+    """Handlers of the control socket; they raise ControlError."""
 
     def __init__(self, leasing: Leasing) -> None:
         self._leasing = leasing
         self._reader = HandleReader()
 
     async def drop(self, arguments: Arguments) -> dict[str, int]:
+        """The handler of "drop": {"path": ...} or {"node": N} -> {"recalled": leases}."""
         path, node_id = arguments.get("path"), arguments.get("node")
         if isinstance(path, str):
             return {"recalled": await self._drop_object(path)}
         if isinstance(node_id, int):
             return {"recalled": await self._leasing.drop_node(node_id)}
         raise ControlError("drop needs a path or a node")
+
+    async def forget(self, arguments: Arguments) -> dict[str, int]:
+        """The handler of "forget": {"sessions": [hex]} -> {"removed": leases}; for sessions that are no more."""
+        try:
+            keys = [bytes.fromhex(text) for text in arguments["sessions"]]
+        except (KeyError, TypeError, ValueError):
+            raise ControlError("forget needs the keys of sessions") from None
+        return {"removed": self._leasing.forget_unknown(keys)}
 
     async def _drop_object(self, path: str) -> int:
         handles = self._leasing.handles_of(self._key(path))

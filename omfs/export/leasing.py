@@ -28,14 +28,15 @@ from typing import Any, Final, Protocol
 import trio
 
 from omfs import wire
+from omfs.cache.latency import Latency
 from omfs.cache.owner import Change, Need, Owner, Recall, Ticket
 from omfs.cache.table import LeaseTable
 from omfs.export.handles import mount_of, prepared_of
-from omfs.export.latency import Latency
 from omfs.wiretypes import Mode
 
-TEND_INTERVAL_S: Final = 0.5
+TEND_INTERVAL_S: Final = 0.25
 WRITE_AFTER_S: Final = 0.05  # the table: many grants in one transaction
+WRITE_AGAIN_S: Final = 5.0  # after it failed
 BEHIND_FOR_S: Final = 1.0  # without a grant before the table says that it is complete
 LEASES_PER_SESSION_MAX: Final = 500_000  # about 300 MB here; what is asked beyond them is answered without a lease
 
@@ -75,11 +76,11 @@ class Leasing:
         self._begun_s = trio.current_time()
         self.owner.restore((lease[0], lease[1], lease[2], lease[3]) for lease in table.leases())
         # Sessions that are no more, whose holders may use their caches until then (trio time).
-        self._ghosts = {lease.session: self._begun_s + term_s for lease in self.owner.leases()}
-        self._uncertain = {note.key for note in table.sessions()} if table.was_behind else set()
-        self._ghosts.update(dict.fromkeys(self._uncertain, self._begun_s + term_s))
+        self._ghosts = {note.key: self._begun_s + term_s for note in table.sessions()}
+        self._uncertain = set(self._ghosts) if table.was_behind else set()
         self._strangers_until_s = self._begun_s + (term_s if table.was_dropped else 0.0)
         self._unwritten: list[Change] = []
+        self._write_failed = False
         self._unwritten_wakes = trio.Event()
         self.is_behind = table.was_behind
         self._look_at_grace()
@@ -121,6 +122,15 @@ class Leasing:
         owner.in_grace = trio.current_time() < self._strangers_until_s or bool(self._uncertain)
         if was_in_grace and not owner.in_grace:
             self._wake()
+
+    def forget_unknown(self, keys: Iterable[bytes]) -> int:
+        """Remove from the table what sessions hold that are not here; the number of leases removed."""
+        removed = 0
+        for key in keys:
+            if key not in self._sessions and key not in self._ghosts:
+                removed += sum(1 for _ in self._table.leases(session=key))
+                self._forget(key)
+        return removed
 
     def _drop_recalls(self, key: bytes) -> None:
         self._sent_s = {at: sent_s for at, sent_s in self._sent_s.items() if at[0] != key}
@@ -281,6 +291,8 @@ class Leasing:
             "recalls_under_way": len(self._sent_s),
             "refusals": self.refusals,
             "waiting": len(self._waiting),
+            "ghosts": [key.hex() for key in self._ghosts],
+            "unwritten": len(self._unwritten),
             "recall_buckets": self.latency.buckets,
             "recall_sum_s": self.latency.sum_s,
         }
@@ -305,16 +317,24 @@ class Leasing:
         self._unwritten_wakes.set()
 
     def write(self) -> None:
-        """Write the table now."""
-        unwritten, self._unwritten = self._unwritten, []
-        if unwritten:
-            self._table.note(unwritten)
+        """Write the table now.  Where that fails (a full disk) it stays behind, and says so."""
+        if not self._unwritten:
+            return
+        try:
+            self._table.note(self._unwritten)
+        except OSError as error:
+            if not self._write_failed:
+                log.error("the lease table can't be written: %s", error.strerror)
+            self._write_failed = True
+        else:
+            self._unwritten = []
+            self._write_failed = False
 
     async def write_behind(self) -> None:
         """Write the table soon after each change, until cancelled."""
         while True:
             if self._unwritten:
-                await trio.sleep(WRITE_AFTER_S)
+                await trio.sleep(WRITE_AFTER_S if not self._write_failed else WRITE_AGAIN_S)
                 self.write()
             elif not self._unwritten_wakes.is_set():
                 with trio.move_on_after(BEHIND_FOR_S) as quiet:
@@ -329,7 +349,8 @@ class Leasing:
     def close(self) -> None:
         """Write what is to be written; an orderly end."""
         self.write()
-        self._table.note_behind(False)
+        if not self._unwritten:
+            self._table.note_behind(False)
         self._table.close()
 
     def _index(self, handle: bytes, is_leased: bool) -> None:
@@ -361,6 +382,9 @@ class Leasing:
 
     def look_after(self, now_s: float) -> None:
         """End what has lasted too long."""
+        if self._waiting:
+            self.owner.refuse_stuck(now_s)
+            self._wake()
         for key in [key for key, until_s in self._ghosts.items() if now_s >= until_s]:
             self._forget(key)
         self._look_at_grace()
