@@ -1,26 +1,34 @@
-"""How long something took: a histogram with fixed bounds, as metrics want it.  Pure.  Called by export/leasing.py."""
+"""How long recalls took: a histogram with fixed bounds, as metrics want it.  Pure.
+
+The same bounds at the owner (from sending to the answer) and at the holder (from hearing to answering), so that the two
+can be held against each other.  Called by export/leasing.py.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Final
 
-BOUNDS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0, 10.0)
+BOUNDS_S: Final = (50e-6, 100e-6, 200e-6, 500e-6, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 5.0)
 
 
 class Latency:
-    """Counts per bucket (the last: above all bounds), their number and sum in seconds."""
+    """*buckets*: how many took up to each of BOUNDS_S and longer than the one before, the last: longer than all.
+
+    *sum_s*: seconds of all together.
+    """
+
+    __slots__ = ("buckets", "sum_s")
 
     def __init__(self) -> None:
         self.buckets = [0] * (len(BOUNDS_S) + 1)
-        self.count = 0
         self.sum_s = 0.0
+
+    @property
+    def count(self) -> int:
+        return sum(self.buckets)
 
     def add(self, seconds: float) -> None:
         """One more."""
-        self.count += 1
         self.sum_s += seconds
-        for index, bound_s in enumerate(BOUNDS_S):
-            if seconds <= bound_s:
-                self.buckets[index] += 1
-                return
-        self.buckets[-1] += 1
+        self.buckets[bisect_left(BOUNDS_S, seconds)] += 1

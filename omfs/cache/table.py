@@ -95,9 +95,14 @@ class LeaseReader:
             )
             undo.pop_all()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the table on disk, with its free pages."""
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
     def _lengthen(self) -> None:
         """Pages that a cut file lacks read as zeros, which LMDB refuses; behind the end they would be a SIGBUS."""
-        file, whole = self.path / "data.mdb", (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        file, whole = self.path / "data.mdb", self.size_bytes
         if file.stat().st_size < whole:
             os.truncate(file, whole)
 

@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from omfs import wire
-from omfs.cache.latency import Latency
+from omfs.cache.latency import BOUNDS_S, Latency
 from omfs.cache.owner import Change, Need, Owner, Recall, Ticket
 from omfs.cache.table import LeaseTable
 from omfs.export.handles import mount_of, prepared_of
@@ -293,6 +293,8 @@ class Leasing:
             "waiting": len(self._waiting),
             "ghosts": [key.hex() for key in self._ghosts],
             "unwritten": len(self._unwritten),
+            "table_bytes": self._table.size_bytes,
+            "recall_bounds_s": BOUNDS_S,
             "recall_buckets": self.latency.buckets,
             "recall_sum_s": self.latency.sum_s,
         }

@@ -54,7 +54,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node as the mount sees it; counts are since the mount, seconds are None where nothing was measured.
 
     *state* is "self", "up", "connecting", "down" or "refused"; *reason* says why for the last two.  *addresses* are
-    the map's, *address* is the one in use.  *epoch* counts how often the owner has lost our session.
+    the map's, *address* is the one in use.  *epoch* counts how often the owner has lost our session,
+    *lapses* how often our leases there lapsed; *leases*: those that this node holds there now.
     """
 
     node_id: int
@@ -71,12 +72,54 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in: int = 0
     bytes_out: int = 0
     epoch: int = 0
+    lapses: int = 0
+    leases: int = 0
+
+
+class LeasesStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The leases of a node's own objects, held by others; counts are since its omfs-export began.
+
+    *refusals*: calls that had to be made again (ESTALE) because waiting for a recall could never have ended.
+    *waiting*: requests that wait for recalls now.  *table_bytes*: the lease table on disk.  *recall_buckets*: recalls
+    that took up to each of *recall_bounds_s* (and more than the one before), the last: more than all.
+    """
+
+    held: int
+    grants: int = 0
+    recalls: int = 0
+    recalls_under_way: int = 0
+    refusals: int = 0
+    waiting: int = 0
+    table_bytes: int = 0
+    recall_bounds_s: tuple[float, ...] = ()
+    recall_buckets: tuple[int, ...] = ()
+    recall_sum_s: float = 0.0
+
+
+class HolderStatus(msgspec.Struct, frozen=True):
+    """One session of another node at an export; *key*: its session's, in hexadecimal."""
+
+    node_id: int
+    key: str
+    requests: int = 0
+    leases: int = 0
+
+
+class OwnerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export tells of its work, within its answer to {"command": "status"}."""
+
+    exports: tuple[ExportStatus, ...] = ()
+    sessions: tuple[HolderStatus, ...] = ()
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    leases: LeasesStatus | None = None
 
 
 def peer_status(
-    described: Mapping[str, Any], addresses: Iterable[str], exports: Iterable[ExportStatus] = ()
+    described: Mapping[str, Any], addresses: Iterable[str], exports: Iterable[ExportStatus] = (), leases: int = 0
 ) -> NodeStatus:
-    """The NodeStatus of a peer, from its Peer.describe(), the map's addresses and what the node said it exports."""
+    """The NodeStatus of a peer: its Peer.describe(), the map's addresses, what it said it exports, what we hold."""
     state, reason, up = described["state"], described["refusal"], described["state"] == "up"
     if reason and not up:
         state = "refused"
@@ -97,6 +140,8 @@ def peer_status(
         bytes_in=described["bytes_in"],
         bytes_out=described["bytes_out"],
         epoch=described["epoch"],
+        lapses=described["lapses"],
+        leases=leases,
     )
 
 
@@ -109,6 +154,7 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     mount_point: str = ""
     pid: int = 0
     reloads: int = 0  # times the map was read again (SIGHUP)
+    counters: dict[str, int] = {}  # of the mount's caches (mount/counters.py)
 
 
 class PingReply(msgspec.Struct, frozen=True, kw_only=True):
