@@ -275,6 +275,18 @@ def test_a_circle_of_three(owner: Owner) -> None:
     assert [ticket.refused for ticket in tickets] == [False, False, True]
 
 
+def test_many_who_wait_for_each_other_in_no_circle(owner: Owner) -> None:
+    hold(owner, A, F)
+    hold(owner, B, E)
+    hold(owner, C, D)
+    tickets = [waiting(owner, B, (*name(b"x", directory=E), *CHANGE))[0]]
+    for one in (b"y", b"z"):
+        tickets.append(waiting(owner, C, (*name(one), *name(one, directory=E)))[0])
+    tickets.append(waiting(owner, A, name(b"x"))[0])
+    owner.refuse_stuck(STUCK_S)
+    assert not any(ticket.refused for ticket in tickets)
+
+
 def test_who_waits_without_being_waited_for_is_not_refused(owner: Owner) -> None:
     """C's unlink waits for a file to be given back, which needs no lock; then its directory is free for A's create."""
     hold(owner, B, F)
