@@ -4,7 +4,7 @@ Data strictly: what was written through a descriptor whose open has returned is 
 Names and attributes within 50 ms, which is promised, and so is measured here: the only time in these tests that is.  A
 round in which the machine itself stood still says nothing and is repeated, but not for ever.
 
-OMFS_ROUNDS and OMFS_SEED as in test_coherence.py.
+OMFS_ROUNDS and OMFS_SEED as in test_coherence.py, OMFS_HISTORY_S as in test_histories.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import pytest
 
 from tests.lab.agents import Agent, Witness, chosen_seed, number_from
 from tests.lab.cluster import Cluster
+from tests.lab.recording import NODES, Recording
 from tests.lab.rounds import DATA_KINDS, NAMES, Change, Model, Thing
 
 OWNER, OTHER = 2, 1
 ROUNDS = number_from("OMFS_ROUNDS", 900)
+HISTORY_S = number_from("OMFS_HISTORY_S", 2)
 OPEN_ROUNDS = max(ROUNDS // 30, 5)
 PROMISED_S = 0.050
 GIVE_UP_S = 5.0
@@ -159,3 +161,12 @@ def test_content_changes_without_a_pause(cluster: Cluster) -> None:
         for reader in readers:
             (data,) = reader.call(("data", path))
             assert data == model.expected(path)["data"], f"round {number}: {change.calls}: {reader.name}: stale data"
+
+
+@pytest.mark.parametrize("who", ["native path", "bind"])
+def test_data_have_one_order_for_programs_of_the_owner_and_of_others(cluster: Cluster, who: str) -> None:
+    here = cluster.fresh_dir(OWNER)
+    paths = dict.fromkeys(NODES, here.remote) | ({OWNER: here.native} if who == "native path" else {})
+    recording = Recording(cluster, paths, here, ("r0data", "r1data", "log0data", "log1data"))
+    recording.run(HISTORY_S)
+    recording.check()

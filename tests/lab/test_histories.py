@@ -9,128 +9,25 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-import zlib
-from collections.abc import Hashable, Iterable
-from typing import Any
+from collections.abc import Hashable
 
 import pytest
 
-from tests.lab.agents import Agent, chosen_seed, number_from
-from tests.lab.cluster import Cluster, Place, wait_until
-from tests.linearizability import (
-    UNKNOWN,
-    Ascending,
-    Log,
-    Names,
-    NotLinearizable,
-    Operation,
-    Register,
-    Specification,
-    check,
-    partition,
-)
+from tests.lab.agents import number_from
+from tests.lab.cluster import Cluster, wait_until
+from tests.lab.recording import NODES, Recording
+from tests.linearizability import UNKNOWN, NotLinearizable, Operation, check
 
 LAB_OPTIONS = (
     "--dfsa",
     "0",
 )  # the owner's own programs go through /mfs too, so that the promise for them is the strict one
 OWNER = 2
-NODES = (1, 2, 3)
-EACH = 3  # programs on a node
 HISTORY_S = number_from("OMFS_HISTORY_S", 6)
 KILLS = number_from("OMFS_KILLS", 2)
 THINGS = ("r0", "r1", "log0", "log1", "files", "links")
-FEWEST = 20  # operations on each thing, for a history to say anything
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, 2 * HISTORY_S, 30 * KILLS))]
-
-
-class Recording:
-    """The programs at work, and all that they did so far."""
-
-    def __init__(self, cluster: Cluster, paths: dict[int, str], here: Place, things: Iterable[str]) -> None:
-        self._cluster = cluster
-        self._here = here
-        self._things = tuple(things)
-        self.rng = chosen_seed()
-        self._make_things()
-        self._agents = [
-            Agent(
-                cluster.lab, node, "history.py", paths[node], f"node{node}{'xyz'[number]}", str(3 * (node - 1) + number),
-                str(self.rng.random()), *self._things,
-            )
-            for node in NODES
-            for number in range(EACH)
-        ]  # fmt: skip
-        self._rows: list[list[Any]] = []
-        self._phase_ends: list[float] = []
-
-    def _make_things(self) -> None:
-        script = [f"cd {self._here.native}", "mkdir -m 777 aside"]
-        for thing in self._things:
-            if thing.startswith("r"):
-                script.append(f"printf '0;%.0s' $(seq 300) > {thing}")
-            else:
-                script.append(f"touch {thing}" if thing.startswith("log") else f"mkdir -m 777 {thing}")
-        self._cluster.run(self._here.owner, "\n".join(script))
-
-    def begin(self) -> None:
-        for agent in self._agents:
-            agent.send("go")
-
-    def end(self) -> None:
-        for agent in self._agents:
-            agent.send("stop")
-        for agent in self._agents:
-            self._rows += agent.receive()
-        self._phase_ends.append(time.monotonic())
-
-    def run(self, seconds: float) -> None:
-        self.begin()
-        time.sleep(seconds)
-        self.end()
-
-    def history(self) -> dict[str, list[Operation]]:
-        """By thing.  What nobody knows may have happened until the end of the phase after that in which it failed."""
-        logs = {thing: self._log(thing) for thing in self._things if thing.startswith("log")}
-        operations = []
-        for thing, who, called, returned, action, argument, result in self._rows:
-            if action == "read" and thing in logs:
-                action, result = "count", count_in(logs[thing], *result)
-            if result == "?":
-                result = UNKNOWN
-                later = [end for end in self._phase_ends if end > returned]
-                returned = later[1] if len(later) > 1 else later[0]
-            frozen = tuple(argument) if isinstance(argument, list) else argument
-            operations.append(Operation(who, called, returned, thing, action, frozen, result))
-        parts = partition(operations)
-        for thing in self._things:
-            assert len(parts[thing]) >= FEWEST, f"{thing}: too little was done to say anything"
-        return parts
-
-    def specification(self, thing: str) -> Specification:
-        if thing.endswith(" times"):
-            return Ascending()
-        if thing.startswith("log"):
-            text = self._log(thing).decode()
-            return Log([line.rstrip() for line in text.splitlines()])
-        return Register("0") if thing.startswith("r") else Names()
-
-    def _log(self, thing: str) -> bytes:
-        return self._cluster.run(self._here.owner, f"cat {self._here.native}/{thing}").encode()
-
-    def check(self) -> dict[str, list[Operation]]:
-        history = self.history()
-        for thing, operations in history.items():
-            check(operations, self.specification(thing))
-        return history
-
-
-def count_in(log: bytes, length: int, digest: int) -> Hashable:
-    """How many records somebody has read, if those were the first of *log*."""
-    if length <= len(log) and zlib.crc32(log[:length]) == digest:
-        return length / 32
-    return f"{length} bytes that are not the beginning of the log"
 
 
 def record_through_mfs(cluster: Cluster) -> Recording:
