@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -27,6 +27,9 @@ LOCK_WAITERS_MAX: Final = 512  # threads that may block in a lock for others; be
 
 DEFAULT_CONFIG: Final = Path("/etc/omfs/omfs.toml")
 MAP_PATHS: Final = (Path("/etc/openmosix.map"), Path("/etc/mosix.map"), Path("/etc/hpc.map"))
+
+
+TcpPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0 = none
 
 
 class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ping_interval_s: float = 3.0  # a fifth of timeo: several may be lost before a node counts as down
     session_timeout_s: float = 60.0  # the owner keeps a lost holder's opens and locks that long
     reconnect_interval_s: float = 1.0
+    metrics_port_mount: TcpPort = 0  # 0: nobody is told; who wants metrics chooses a port that is free on all nodes
+    metrics_port_export: TcpPort = 0  # of its own, because omfs-export is a process of its own
+    metrics_address: str = "127.0.0.1"  # whoever may connect may read; "" = all addresses of this machine
     lease_term_s: float = 12.0  # four ping intervals; less than the 45 s the kernel gives before it breaks a lease
     trees: tuple[Tree, ...] = ()
 

@@ -167,15 +167,18 @@ class OwnerSide:
             nursery.start_soon(task)
 
     def describe(self) -> dict[str, Any]:
-        """For omfs-admin status."""
+        """For omfs-admin status and the metrics; of the shape control.OwnerStatus, and more."""
         server = self.server
         return {
-            "exports": shown_exports(self.service.exports()),
+            "node_id": server.local.node_id,
+            "software": SOFTWARE,
+            "exports": control.shown_exports(self.service.exports()),
             "sessions": [
                 {
                     "node_id": one.node_id,
                     "key": one.key.hex(),
                     "requests": one.requests,
+                    "leases": self.leasing.owner.held_by(one.key),
                     "silent_s": round(trio.current_time() - one.heard_s, 3),
                 }
                 for one in server.sessions.values()
@@ -185,6 +188,10 @@ class OwnerSide:
             "bytes_out": server.bytes_out,
             "leases": self.leasing.describe(),
         }
+
+    def snapshot(self) -> control.OwnerStatus:
+        """For the metrics."""
+        return msgspec.convert(self.describe(), control.OwnerStatus)
 
 
 async def _export(settings: Settings, report_ready: Callable[[], None], by_mount: bool) -> None:
@@ -207,11 +214,9 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
 
     async def status(_: control.Arguments) -> dict[str, Any]:
         return {
-            "node_id": standing.local.node_id,
             "pid": os.getpid(),
             "by_mount": by_mount,
             "orphan": by_mount and os.getppid() != parent,  # the mount that started it is gone
-            "software": SOFTWARE,
             "dfsa": settings.dfsa,
             "sec": settings.sec,
             "map": settings.map,
@@ -226,6 +231,11 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
     }  # fmt: skip
     async with trio.open_nursery() as nursery:
+        if settings.metrics_port_export:
+            from omfs import metrics  # only where they are wanted: it costs 3 MB
+
+            where = settings.metrics_address, settings.metrics_port_export
+            await nursery.start(metrics.serve_export, *where, owner.snapshot)
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(owner.server.run, [listener])
         owner.start(nursery)
@@ -281,6 +291,7 @@ class MountDaemon:
         own_id = self._standing.local.node_id
         operations: Operations | None = None
         async with trio.open_nursery() as nursery:
+            await self._serve_metrics(nursery)
             await nursery.start(self._export.run)
             self._follow_map(nursery)
             operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None, self._counters)
@@ -377,7 +388,23 @@ class MountDaemon:
 
         return reload
 
-    # ------------------------------------------------------------ omfs-admin
+    # ------------------------------------------------------------ omfs-admin, metrics
+
+    async def _serve_metrics(self, nursery: trio.Nursery) -> None:
+        settings = self._settings
+        if settings.metrics_port_mount:
+            from omfs import metrics  # only where they are wanted: it costs 3 MB
+
+            where = settings.metrics_address, settings.metrics_port_mount
+            await nursery.start(metrics.serve_mount, *where, self._counted, self._counters)
+
+    async def _counted(self) -> control.StatusReply:
+        """What is known here, without asking anybody."""
+        statuses = []
+        for node in list(self._nodes.values()):
+            statuses.append(self._node_status(node))
+            await trio.lowlevel.checkpoint()  # where much is held, counting takes milliseconds
+        return self._reply({status.node_id: status for status in statuses}, None)
 
     async def _identify(self, _: control.Arguments) -> dict[str, Any]:
         """Who answers here, without asking any node."""
@@ -389,36 +416,44 @@ class MountDaemon:
         async with trio.open_nursery() as nursery:
             for node in self._nodes.values():
                 nursery.start_soon(self._describe, node, described)
-        own_id = standing.local.node_id
+        own_id, owner = standing.local.node_id, await self._own_export()
         if own_id not in described:
-            addresses = standing.node_map.nodes.get(own_id, ())
+            addresses, exports = standing.node_map.nodes.get(own_id, ()), owner.exports if owner else ()
             described[own_id] = control.NodeStatus(
-                node_id=own_id, addresses=addresses, state="self", software=SOFTWARE, exports=await self._own_exports()
+                node_id=own_id, addresses=addresses, state="self", software=SOFTWARE, exports=exports
             )
+        return self._reply(described, owner)
+
+    def _reply(self, nodes: dict[int, control.NodeStatus], owner: control.OwnerStatus | None) -> control.StatusReply:
         return control.StatusReply(
-            node_id=own_id,
-            nodes=tuple(described[node_id] for node_id in sorted(described)),
+            node_id=self._standing.local.node_id,
+            nodes=tuple(nodes[node_id] for node_id in sorted(nodes)),
             software=SOFTWARE,
             mount_point=self._options.mountpoint,
             pid=os.getpid(),
-            reloads=standing.reloads,
+            reloads=self._standing.reloads,
+            leases=owner.leases if owner else None,
             counters=self._counters.describe(),
         )
 
-    async def _own_exports(self) -> tuple[control.ExportStatus, ...]:
+    async def _own_export(self) -> control.OwnerStatus | None:
         try:
             status = await control.ask(Path(self._settings.run_dir) / "export.sock", "status")
-        except OmfsError:
-            return ()
-        return msgspec.convert(status.get("exports", ()), tuple[control.ExportStatus, ...])
+            return msgspec.convert(status, control.OwnerStatus)
+        except (OmfsError, msgspec.ValidationError):  # none runs, or one of another version
+            return None
 
     async def _describe(self, node: RemoteNode, described: dict[int, control.NodeStatus]) -> None:
         exports: tuple[control.ExportStatus, ...] = ()
         if node.peer.state == "up":
             with trio.move_on_after(DESCRIBE_WITHIN_S), contextlib.suppress(OmfsError):
-                exports = shown_exports((await node.peer.call(wire.DescribeNode(), wire.NodeDescribed)).exports)
+                exports = control.shown_exports((await node.peer.call(wire.DescribeNode(), wire.NodeDescribed)).exports)
+        described[node.node_id] = self._node_status(node, exports)
+
+    def _node_status(self, node: RemoteNode, exports: tuple[control.ExportStatus, ...] = ()) -> control.NodeStatus:
         addresses = self._standing.node_map.nodes.get(node.node_id, ())
-        described[node.node_id] = control.peer_status(node.peer.describe(), addresses, exports)
+        held = sum(lease.mode is not wire.Mode.NONE for lease in node.leases.all_leases())
+        return control.peer_status(node.peer.describe(), addresses, exports, held)
 
     async def _describe_nodes(self, arguments: control.Arguments) -> control.DescribeReply:
         """What the other nodes tell about themselves, *nodes* or all; asked side by side."""
@@ -456,11 +491,3 @@ class MountDaemon:
         return control.PingReply(
             node_id=node.node_id, address=node.peer.address, round_trip_s=trio.current_time() - begun_s
         )
-
-
-def shown_exports(exports: tuple[wire.ExportInfo, ...]) -> tuple[control.ExportStatus, ...]:
-    """Exports for display: paths are bytes, JSON is text."""
-    return tuple(
-        control.ExportStatus(one.path.decode(errors="backslashreplace"), one.read_only, one.root_squash)
-        for one in exports
-    )

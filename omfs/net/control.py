@@ -50,6 +50,13 @@ class ExportStatus(msgspec.Struct, frozen=True):
     root_squash: bool = False
 
 
+def shown_exports(exports: Iterable[wire.ExportInfo]) -> tuple[ExportStatus, ...]:
+    """Exports for display: paths are bytes, JSON is text."""
+    return tuple(
+        ExportStatus(one.path.decode(errors="backslashreplace"), one.read_only, one.root_squash) for one in exports
+    )
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node as the mount sees it; counts are since the mount, seconds are None where nothing was measured.
 
@@ -106,8 +113,10 @@ class HolderStatus(msgspec.Struct, frozen=True):
 
 
 class OwnerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an export tells of its work, within its answer to {"command": "status"}."""
+    """What an export tells of its work, in its answer to {"command": "status"} beside much else."""
 
+    node_id: int
+    software: str = ""
     exports: tuple[ExportStatus, ...] = ()
     sessions: tuple[HolderStatus, ...] = ()
     requests: int = 0
@@ -154,6 +163,7 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     mount_point: str = ""
     pid: int = 0
     reloads: int = 0  # times the map was read again (SIGHUP)
+    leases: LeasesStatus | None = None  # of our own objects; None: no export answers here
     counters: dict[str, int] = {}  # of the mount's caches (mount/counters.py)
 
 

@@ -283,16 +283,16 @@ def test_places_where_no_socket_can_be(tmp_path: Path) -> None:
 
 DESCRIBED = {
     "node": 2, "state": "up", "address": "10.0.0.2", "software": "omfs 0.1.0", "refusal": "", "epoch": 1,
-    "round_trip_us": 125, "silent_s": 0.5, "requests": 10, "in_flight": 1, "bytes_in": 100, "bytes_out": 200,
+    "round_trip_us": 125, "silent_s": 0.5, "lapses": 3, "requests": 10, "in_flight": 1, "bytes_in": 100, "bytes_out": 200,
 }  # fmt: skip
 
 
 def test_the_status_of_a_peer_that_is_up() -> None:
-    status = peer_status(DESCRIBED, ["10.0.0.2", "front"], [control.ExportStatus("/", read_only=True)])
+    status = peer_status(DESCRIBED, ["10.0.0.2", "front"], [control.ExportStatus("/", read_only=True)], leases=7)
     assert status == NodeStatus(
         node_id=2, addresses=("10.0.0.2", "front"), address="10.0.0.2", state="up", software="omfs 0.1.0",
         round_trip_s=0.000125, silent_s=0.5, exports=(control.ExportStatus("/", read_only=True),),
-        requests=10, in_flight=1, bytes_in=100, bytes_out=200, epoch=1,
+        requests=10, in_flight=1, bytes_in=100, bytes_out=200, epoch=1, lapses=3, leases=7,
     )  # fmt: skip
 
 
