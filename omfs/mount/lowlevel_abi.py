@@ -57,6 +57,7 @@ WRITEBACK_CACHE: Final = 1 << 16
 PARALLEL_DIROPS: Final = 1 << 18
 HANDLE_KILLPRIV: Final = 1 << 19
 POSIX_ACL: Final = 1 << 20
+NO_OPENDIR_SUPPORT: Final = 1 << 24
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 SETXATTR_EXT: Final = 1 << 29
@@ -69,6 +70,7 @@ WANTED_FLAGS: Final = (
     | ATOMIC_O_TRUNC
     | DONT_MASK  # umask or default ACL: the owner's kernel decides
     | PARALLEL_DIROPS
+    | NO_OPENDIR_SUPPORT  # only the kernel's word counts: it understands ENOSYS for OPENDIR
     | EXPLICIT_INVAL_DATA  # the page cache is ours to invalidate
     | HANDLE_KILLPRIV_V2  # the owner drops set-id bits and capabilities; no GETXATTR before every write
     | INIT_EXT

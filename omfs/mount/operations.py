@@ -60,6 +60,7 @@ class Operations(AttributeOperations):
             nodes[number].peer.linger = self._linger
             self.inodes.add_directory(nodes[number])
         if gone or added:
+            self.listings.stale(ROOT_ID)
             # From a thread: the kernel may wait there for a look-up that this task must answer.
             await trio.to_thread.run_sync(_tell_kernel, gone)
 

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from omfs.mount.loop import Loop
 from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remount import remove_note, write_note
+from omfs.mount.takenlistings import Lister, install_listing_takers
 from omfs.mount.takenops import install_takers
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Session:
         self._operations = operations
         self._is_open = False
         self._loop: Loop | None = None
+        self._lister: Lister | None = None
 
     def open(self) -> None:
         """Mount.  Raises ConfigError.  From here on calls into the mountpoint wait for `run`."""
@@ -87,6 +90,7 @@ class Session:
             hook.attach()
             loop = self._loop = Loop(hook, self._operations.interrupt)
             install_takers(hook, self._operations)
+            self._lister = install_listing_takers(hook, self._operations)
             self._operations.watched_by(loop)
             pyfuse3._wait_fuse_readable = loop.wait  # type: ignore[attr-defined]
         self._set_read_ahead()
@@ -115,13 +119,16 @@ class Session:
         program behind it, and were all taken by those that wait for one node, nobody would read unlocks, INTERRUPTs
         and what is for other nodes.
         """
-        loop = self._loop
-        if loop is None:
+        loop, lister = self._loop, self._lister
+        if loop is None or lister is None:
             await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_MAX)
             return
+        unmounted = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             loop.add_worker = lambda: nursery.start_soon(pyfuse3._session_loop, nursery, 1, 1)  # type: ignore[attr-defined]
+            nursery.start_soon(_until, unmounted, lister.tend)
             await pyfuse3.main(min_tasks=1, max_tasks=1)
+            unmounted.cancel()
 
     def close(self) -> None:
         """Unmount, lazily if it is in use.  Nothing answers any more."""
@@ -129,6 +136,11 @@ class Session:
             self._is_open = False
             remove_note(self._run_dir)
             pyfuse3.close(unmount=True)
+
+
+async def _until(scope: trio.CancelScope, function: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await function()
 
 
 def _last_words(options: MountOptions) -> set[str]:
