@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from omfs.cli.admin_options import console, node_number, run_dir_of
 from omfs.errors import ControlError, NotRunning
-from omfs.net.control import ExportStatus, NodeStatus, PingReply, StatusReply, ask
+from omfs.net.control import ExportStatus, LeasesStatus, NodeStatus, PingReply, StatusReply, ask
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,7 +29,8 @@ GOOD_STATES: Final = ("up", "self")
 R = TypeVar("R")
 
 STATUS = """\
-Show every node as the mount on this node sees it.
+Show every node as the mount on this node sees it, and what the leases do: LEASES are those that this mount holds
+at a node, below are those that others hold on objects of this node.  --json has more.
 Exit status: 0 all nodes are up, 1 at least one is not, 3 no mount is running here.
 """
 
@@ -88,6 +89,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(reply), indent=2).decode())
     else:
         _print_status(reply.nodes)
+        if reply.leases is not None:
+            _print_leases(reply.leases, reply.counters)
     return 0 if all(node.state in GOOD_STATES for node in reply.nodes) else 1
 
 
@@ -95,7 +98,7 @@ def _print_status(nodes: Sequence[NodeStatus]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("NODE", "ADDRESS", "STATE", "VERSION"):
         table.add_column(heading, overflow="fold")
-    for heading in ("ROUND TRIP", "REQUESTS", "IN", "OUT"):
+    for heading in ("ROUND TRIP", "REQUESTS", "IN", "OUT", "LEASES"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("EXPORTS", overflow="fold")
     for node in nodes:
@@ -108,9 +111,24 @@ def _print_status(nodes: Sequence[NodeStatus]) -> None:
             str(node.requests),
             _size(node.bytes_in),
             _size(node.bytes_out),
+            "-" if node.state == "self" else str(node.leases),
             ", ".join(map(_export, node.exports)) or "-",
         )
     console().print(table)
+
+
+def _print_leases(here: LeasesStatus, counters: Mapping[str, int]) -> None:
+    """What others hold here and what recalls did, at both ends."""
+    mean = f", {_milliseconds(here.recall_mean_s)} on average" if here.recall_mean_s is not None else ""
+    under_way = f", {here.recalls_under_way} under way" if here.recalls_under_way else ""
+    lines = [
+        "",
+        f"leases held here by others: {here.held} ({here.grants} granted)",
+        f"recalls sent: {here.recalls}{mean}{under_way}",
+        f"recalls received: {counters.get('recalls', 0)}",
+    ]
+    for line in lines:
+        console().print(line)
 
 
 def _export(export: ExportStatus) -> str:

@@ -102,6 +102,12 @@ class LeasesStatus(msgspec.Struct, frozen=True, kw_only=True):
     recall_buckets: tuple[int, ...] = ()
     recall_sum_s: float = 0.0
 
+    @property
+    def recall_mean_s(self) -> float | None:
+        """From sending to the answer; None before the first answer."""
+        answered = sum(self.recall_buckets)
+        return self.recall_sum_s / answered if answered else None
+
 
 class HolderStatus(msgspec.Struct, frozen=True):
     """One session of another node at an export; *key*: its session's, in hexadecimal."""

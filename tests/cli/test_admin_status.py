@@ -16,7 +16,7 @@ import trio
 
 from omfs.cli import admin
 from omfs.errors import NodeDown
-from omfs.net.control import Arguments, ExportStatus, Handler, NodeStatus, PingReply, StatusReply, serve
+from omfs.net.control import Arguments, ExportStatus, Handler, LeasesStatus, NodeStatus, PingReply, StatusReply, serve
 
 SELF = NodeStatus(node_id=1, addresses=("10.0.0.1",), state="self", software="omfs 0.1.0")
 UP = NodeStatus(
@@ -30,6 +30,7 @@ UP = NodeStatus(
     requests=1234,
     bytes_in=3 << 20,
     bytes_out=1023,
+    leases=57,
 )
 DOWN = NodeStatus(node_id=3, addresses=("10.0.0.3",), state="down", reason="silent for 20 s")
 
@@ -80,10 +81,45 @@ def test_status_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert admin.main(["status", "--run-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "NODE ADDRESS STATE VERSION ROUND TRIP REQUESTS IN OUT EXPORTS",
-        "1 10.0.0.1 self omfs 0.1.0 - 0 0 B 0 B -",
-        "2 10.0.0.2, front2 up omfs 0.1.0 0.123 ms 1234 3.0 MiB 1023 B /, /srv[bold] (ro,root_squash)",
+        "NODE ADDRESS STATE VERSION ROUND TRIP REQUESTS IN OUT LEASES EXPORTS",
+        "1 10.0.0.1 self omfs 0.1.0 - 0 0 B 0 B - -",
+        "2 10.0.0.2, front2 up omfs 0.1.0 0.123 ms 1234 3.0 MiB 1023 B 57 /, /srv[bold] (ro,root_squash)",
     ]
+
+
+LEASES = LeasesStatus(
+    held=12, grants=340, recalls=25, recalls_under_way=1, recall_bounds_s=(0.001, 1.0), recall_buckets=(23, 1, 0),
+    recall_sum_s=0.012,
+)  # fmt: skip
+
+
+def leases_of(leases: LeasesStatus) -> Handler:
+    async def status(_: Arguments) -> object:
+        return StatusReply(node_id=1, nodes=(SELF,), leases=leases, counters={"recalls": 7, "asked_reads": 3})
+
+    return status
+
+
+def test_status_of_the_leases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mount(tmp_path, status=leases_of(LEASES)):
+        assert admin.main(["status", "--run-dir", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert admin.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert lines[2:] == [
+        "",
+        "leases held here by others: 12 (340 granted)",
+        "recalls sent: 25, 0.500 ms on average, 1 under way",
+        "recalls received: 7",
+    ]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["leases"]["recall_buckets"] == [23, 1, 0]
+    assert printed["counters"]["asked_reads"] == 3
+
+
+def test_status_before_the_first_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mount(tmp_path, status=leases_of(LeasesStatus(held=0))):
+        assert admin.main(["status", "--run-dir", str(tmp_path)]) == 0
+    assert "recalls sent: 0\n" in capsys.readouterr().out
 
 
 def test_status_of_a_node_that_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
