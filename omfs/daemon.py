@@ -53,6 +53,8 @@ from omfs.net.tls import LocalIdentity, load_identity
 
 DESCRIBE_WITHIN_S = 2.0  # omfs-admin status: a node that is slower shows what the mount knows without it
 
+_Reload = Callable[[], Awaitable[None]]
+
 log = logging.getLogger(__name__)
 
 
@@ -94,8 +96,9 @@ class Standing:
         return True
 
 
-async def _heed_signals(reload: Callable[[], Awaitable[None]], stop: trio.CancelScope) -> None:
+async def _heed_signals(reload: _Reload, stop: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
                 await reload()
@@ -240,7 +243,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         await nursery.start(owner.server.run, [listener])
         owner.start(nursery)
         with trio.CancelScope() as until_told:
-            nursery.start_soon(_heed_signals, reload, until_told)
+            await nursery.start(_heed_signals, reload, until_told)
             _prepare_process()
             log.info("node %d serves on port %d", standing.local.node_id, settings.port)
             report_ready()
@@ -309,7 +312,7 @@ class MountDaemon:
                     "identify": self._identify,
                 }
                 await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
-                nursery.start_soon(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
+                await nursery.start(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
                 utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
                 _prepare_process()
                 log.info("node %d: %s is mounted", own_id, session.mountpoint)
@@ -379,7 +382,7 @@ class MountDaemon:
                 nursery.start_soon(node.peer.run)
                 nursery.start_soon(node.tend)
 
-    def _reloader(self, nursery: trio.Nursery, operations: Operations) -> Callable[[], Awaitable[None]]:
+    def _reloader(self, nursery: trio.Nursery, operations: Operations) -> _Reload:
         async def reload() -> None:
             self._export.reload()
             if self._standing.reload():
