@@ -12,7 +12,19 @@ from typing import Any, Final
 
 from tests.lab.agents import Agent, chosen_seed
 from tests.lab.cluster import Cluster, Place
-from tests.linearizability import UNKNOWN, Ascending, Log, Names, Operation, Register, Specification, check, partition
+from tests.linearizability import (
+    UNKNOWN,
+    Ascending,
+    Log,
+    Names,
+    NotLinearizable,
+    Operation,
+    Register,
+    Specification,
+    check,
+    check_promise,
+    partition,
+)
 
 NODES: Final = (1, 2, 3)
 EACH: Final = 3  # programs on a node
@@ -94,10 +106,25 @@ class Recording:
         return self._cluster.run(self._here.owner, f"cat {self._here.native}/{thing}").encode()
 
     def check(self) -> dict[str, list[Operation]]:
+        """One order explains all, for each thing; where not, whether at least the promise was kept is said too."""
         history = self.history()
         for thing, operations in history.items():
-            check(operations, self.specification(thing))
+            specification = self.specification(thing)
+            try:
+                check(operations, specification)
+            except NotLinearizable as error:
+                error.add_note(verdict_on_promise(operations, specification))
+                raise
         return history
+
+
+def verdict_on_promise(operations: list[Operation], specification: Specification) -> str:
+    """A look that is wrong only while a change is in flight is another fault than one that is wrong after it returned."""
+    try:
+        check_promise(operations, specification)
+    except NotLinearizable as error:
+        return f"and what had returned was not seen either:\n{error}"
+    return "but whatever had returned was seen by all that started later"
 
 
 def count_in(log: bytes, length: int, digest: int) -> Hashable:

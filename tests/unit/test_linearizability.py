@@ -21,6 +21,7 @@ from tests.linearizability import (
     Register,
     Specification,
     check,
+    check_promise,
     partition,
 )
 
@@ -212,6 +213,38 @@ def test_the_search_agrees_with_all_orders(history: list[Operation]) -> None:
         assert has_order(history, specification)
 
 
+@hypothesis.settings(max_examples=400)
+@given(random_histories())
+def test_the_promise_is_about_each_look_by_itself(history: list[Operation]) -> None:
+    names = any(one.action not in ("read", "write") for one in history)
+    specification: Specification = Names([("u", "v")]) if names else Register("u")
+    looks = [one for one in history if one.result is not UNKNOWN and specification.only_looks(one)]
+    changes = [one for one in history if one not in looks]
+    each = [has_order([*changes, look], specification) for look in looks] or [has_order(changes, specification)]
+    try:
+        check_promise(history, specification)
+    except NotLinearizable:
+        assert not all(each)
+    else:
+        assert has_order(changes, specification)
+
+
+@pytest.mark.parametrize("kind", ["register", "names", "log"])
+@given(seed=st.integers(0, 2**32), count=st.integers(0, 40))
+def test_what_is_linearizable_keeps_the_promise(kind: str, seed: int, count: int) -> None:
+    check_promise(*make_history(kind, seed, count))
+
+
+def test_looks_may_disagree_until_the_change_returns() -> None:
+    unlink = op("A", 0, 9, "remove", "a")
+    gone, there = op("B", 1, 2, "look", "a", None), op("A", 3, 4, "look", "a", "first")
+    check_promise([unlink, gone, there], Names([("a", "first")]))
+    with pytest.raises(NotLinearizable):
+        check([unlink, gone, there], Names([("a", "first")]))
+    with pytest.raises(NotLinearizable):
+        check_promise([unlink, op("B", 10, 11, "look", "a", "first")], Names([("a", "first")]))
+
+
 # ---------------------------------------------------------------- planted faults
 
 
@@ -233,9 +266,10 @@ def test_a_planted_stale_read_is_rejected(seed: int, data: st.DataObject) -> Non
     assume(candidates)
     old, _, read = data.draw(st.sampled_from(candidates))
     history[history.index(read)] = dataclasses.replace(read, result=old.argument)
-    with pytest.raises(NotLinearizable, match="what it saw came from") as caught:
-        check(history, specification)
-    assert repr(old.argument) in str(caught.value)
+    for judge in (check, check_promise):
+        with pytest.raises(NotLinearizable, match="what it saw came from") as caught:
+            judge(history, specification)
+        assert repr(old.argument) in str(caught.value)
 
 
 @given(seed=st.integers(0, 2**32), data=st.data())
