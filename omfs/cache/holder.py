@@ -34,16 +34,25 @@ class Lease:
     *recalls*: under way.  *told*: the kernel may have cached something of it since the last pass began.
     """
 
-    __slots__ = ("data", "mode", "names", "recalls", "serial", "told", "void")
+    __slots__ = ("data", "mode", "names", "recalls", "serial", "tellings", "tellings_passed", "void")
 
     def __init__(self, void: int = 0) -> None:
         self.mode = Mode.NONE
         self.serial = 0
         self.void = void  # grants up to this serial are void
         self.data = False
-        self.told = False
+        self.tellings = 0  # how often the kernel may have cached something of it
+        self.tellings_passed = 0  # so often before the last pass began
         self.recalls = 0
         self.names: set[bytes] | None = None
+
+    @property
+    def told(self) -> bool:
+        return self.tellings > self.tellings_passed
+
+    @told.setter
+    def told(self, told: bool) -> None:
+        self.tellings += told
 
     @property
     def is_held(self) -> bool:
@@ -117,14 +126,15 @@ class Holder:
         lease.recalls += 1
 
     @staticmethod
-    def begin_pass(lease: Lease) -> None:
-        """Everything told before is going to be forgotten."""
-        lease.told = False
+    def begin_pass(lease: Lease) -> int:
+        """Everything told before is going to be forgotten.  Returns what `is_done` wants to hear after the pass."""
+        lease.tellings_passed = lease.tellings
+        return lease.tellings
 
     @staticmethod
-    def is_done(lease: Lease) -> bool:
-        """After a pass: nothing was told during it."""
-        return not lease.told
+    def is_done(lease: Lease, since: int | None = None) -> bool:
+        """Nothing was told during the pass.  *since*: which one, as several recalls may be under way."""
+        return lease.tellings == since if since is not None else not lease.told
 
     @staticmethod
     def end_recall(lease: Lease, mode: Mode) -> None:

@@ -312,7 +312,7 @@ class Owner:
         if ticket.refused:
             return
         for recall in ticket.waits_for:
-            if recall.names != () and self._is_directory(recall.handle):  # nothing else waits for a lock
+            if self._is_directory(recall.handle):  # forgetting a file waits for no lock
                 for other in self._waiting:
                     if other.session == recall.session and other.waits_for and not other.refused:
                         locks = other.handles if is_stuck else other.handles & {recall.handle}

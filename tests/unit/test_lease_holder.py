@@ -143,6 +143,16 @@ def test_what_was_told_during_a_pass_makes_another_necessary(holder: Holder) -> 
     assert holder.is_done(lease)
 
 
+def test_another_recalls_pass_does_not_hide_what_was_told(holder: Holder) -> None:
+    lease = held(holder)
+    holder.begin_recall(lease)
+    first = holder.begin_pass(lease)
+    lease.told = True
+    holder.begin_recall(lease)
+    second = holder.begin_pass(lease)
+    assert (holder.is_done(lease, first), holder.is_done(lease, second)) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("left", "mode", "data"),
     [(Mode.EXCLUSIVE, Mode.SHARED, True), (Mode.SHARED, Mode.SHARED, True), (Mode.NONE, Mode.NONE, False)],

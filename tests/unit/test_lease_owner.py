@@ -328,11 +328,13 @@ def test_two_who_change_one_file_only_wait(owner: Owner) -> None:
     assert not second.refused
 
 
-def test_attributes_of_a_directory_are_forgotten_without_its_lock(owner: Owner) -> None:
+def test_whatever_is_forgotten_of_a_directory_waits_for_its_lock(owner: Owner) -> None:
+    """The holder takes it even where no name is to be dropped, to have the replies under way processed."""
     hold(owner, A, D)
     hold(owner, B, D)
-    tickets = [waiting(owner, A, CHMOD)[0], waiting(owner, B, CHMOD)[0]]
-    assert not any(ticket.refused for ticket in tickets)
+    first, _ = waiting(owner, A, CHMOD)
+    second, _ = owner.begin(B, CHMOD, 0.0)
+    assert (first.refused, second.refused) == (False, True)
 
 
 # ------------------------------------------------------------ returns
