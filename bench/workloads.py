@@ -29,6 +29,7 @@ WORKLOADS = {
     "stat_uncached": ("stat, uncached", "us"),
     "stat_warm": ("stat, warm", "us"),
     "stat_path": ("stat, warm, of a long path", "us"),
+    "stat_missing": ("stat of a missing name, warm", "us"),
     "open_read_close": ("open-read-close, uncached", "us"),
     "open_read_close_warm": ("open-read-close, warm", "us"),
     "create_4k": ("create + 4 KiB", "us"),
@@ -36,8 +37,11 @@ WORKLOADS = {
     "unlink": ("unlink, just created", "us"),
     "unlink_uncached": ("unlink, uncached", "us"),
     "list_long": ("ls -l, per entry", "us"),
+    "list_warm": ("readdir + stat, warm, per entry", "us"),
     "read_sequential": ("sequential read", "MB/s"),
+    "read_again": ("sequential re-read", "MB/s"),
     "write_sequential": ("sequential write", "MB/s"),
+    "write_small": ("sequential write of 4 KiB each", "MB/s"),
     "read_random": ("random read of 4 KiB", "us"),
 }
 
@@ -91,6 +95,22 @@ def list_long(files: int) -> float:
     return elapsed_ns / files / 1000
 
 
+def list_in_process(files: int) -> float:
+    """Microseconds an entry of reading the working directory and a stat of each name, as find or git status do."""
+    start = time.perf_counter_ns()
+    with os.scandir(".") as entries:
+        listed = sum(1 for entry in entries if os.lstat(entry.name))
+    elapsed_ns = time.perf_counter_ns() - start
+    if listed != files:
+        raise OSError(f"{os.getcwd()}: {listed} entries instead of {files}")
+    return elapsed_ns / files / 1000
+
+
+def exists_not(path: str) -> None:
+    if os.path.exists(path):
+        raise OSError(f"{path}: it exists")
+
+
 def read_sequential(path: str, big_mib: int) -> float:
     """MB/s (10**6 bytes) with 1 MiB reads."""
     buffer = bytearray(CHUNK)
@@ -105,16 +125,16 @@ def read_sequential(path: str, big_mib: int) -> float:
     return total * 1000 / elapsed_ns
 
 
-def write_sequential(path: str, big_mib: int) -> float:
-    """MB/s with 1 MiB writes, until close has returned (as cp does: no fsync)."""
-    block = os.urandom(CHUNK)
+def write_sequential(path: str, size_mib: int, block_bytes: int) -> float:
+    """MB/s with writes of *block_bytes*, until close has returned (as cp does: no fsync)."""
+    block = os.urandom(block_bytes)
     start = time.perf_counter_ns()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    for _ in range(big_mib):
-        if os.write(fd, block) != CHUNK:
+    for _ in range((size_mib << 20) // block_bytes):
+        if os.write(fd, block) != block_bytes:
             raise OSError(f"{path}: short write")
     os.close(fd)
-    return (big_mib << 20) * 1000 / (time.perf_counter_ns() - start)
+    return (size_mib << 20) * 1000 / (time.perf_counter_ns() - start)
 
 
 def read_random(path: str, big_mib: int, count: int) -> float:
@@ -140,6 +160,9 @@ def measure(directory: str, files: int, big_mib: int) -> dict[str, float]:
     figures["stat_uncached"] = each(os.stat, names, files)
     figures["stat_warm"] = each(os.stat, names, files)
     figures["stat_path"] = each(os.stat, [f"{directory}/stat/{name}" for name in names], files)
+    missing = [f"{name}.missing" for name in names]
+    each(exists_not, missing, files)
+    figures["stat_missing"] = each(exists_not, missing, files)
     os.chdir(f"{directory}/open")
     figures["open_read_close"] = each(open_read_close, names, files)
     figures["open_read_close_warm"] = each(open_read_close, names, files)
@@ -151,9 +174,12 @@ def measure(directory: str, files: int, big_mib: int) -> dict[str, float]:
     figures["unlink_uncached"] = each(os.unlink, names, files)
     os.chdir(f"{directory}/list")
     figures["list_long"] = list_long(files)
+    figures["list_warm"] = list_in_process(files)
     os.chdir(directory)
     figures["read_sequential"] = read_sequential("big", big_mib)
-    figures["write_sequential"] = write_sequential("written", big_mib)
+    figures["read_again"] = read_sequential("big", big_mib)
+    figures["write_sequential"] = write_sequential("written", big_mib, CHUNK)
+    figures["write_small"] = write_sequential("small", max(1, big_mib // 16), BLOCK)
     figures["read_random"] = read_random("big", big_mib, min(files, (big_mib << 20) // BLOCK))
     return figures
 
