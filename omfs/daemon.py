@@ -44,7 +44,7 @@ from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remote import RemoteNode
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
-from omfs.net import control
+from omfs.net import control, metricsport
 from omfs.net.hello import LocalNode
 from omfs.net.nodemap import NodeMap, own_node, read_map
 from omfs.net.peer import Peer
@@ -204,6 +204,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         listener = listen("", settings.port)
     except OSError as error:
         raise ConfigError(f"port {settings.port}: {error.strerror}; is another omfs-export running?") from None
+    metrics_socket = metricsport.open_listener(settings.metrics_address, settings.metrics_port_export)
     owner = OwnerSide.build(settings, standing)
     begun_s = time.monotonic()
 
@@ -234,11 +235,10 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
     }  # fmt: skip
     async with trio.open_nursery() as nursery:
-        if settings.metrics_port_export:
+        if metrics_socket is not None:
             from omfs import metrics  # only where they are wanted: it costs 3 MB
 
-            where = settings.metrics_address, settings.metrics_port_export
-            await nursery.start(metrics.serve_export, *where, owner.snapshot)
+            await nursery.start(metrics.serve_export, metrics_socket, owner.snapshot)
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(owner.server.run, [listener])
         owner.start(nursery)
@@ -394,12 +394,11 @@ class MountDaemon:
     # ------------------------------------------------------------ omfs-admin, metrics
 
     async def _serve_metrics(self, nursery: trio.Nursery) -> None:
-        settings = self._settings
-        if settings.metrics_port_mount:
+        sock = metricsport.open_listener(self._settings.metrics_address, self._settings.metrics_port_mount)
+        if sock is not None:
             from omfs import metrics  # only where they are wanted: it costs 3 MB
 
-            where = settings.metrics_address, settings.metrics_port_mount
-            await nursery.start(metrics.serve_mount, *where, self._counted, self._counters)
+            await nursery.start(metrics.serve_mount, sock, self._counted, self._counters)
 
     async def _counted(self) -> control.StatusReply:
         """What is known here, without asking anybody."""

@@ -11,6 +11,7 @@ a port, and only imported then: it costs 3 MB and 25 ms.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -37,30 +38,29 @@ MountSnapshot = Callable[[], Awaitable[StatusReply]]
 
 
 async def serve_export(
-    address: str, port: int, snapshot: ExportSnapshot, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    sock: socket.socket, snapshot: ExportSnapshot, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Tell an export's metrics until cancelled; as `metricsport.serve`.  Raises ConfigError."""
+    """Tell an export's metrics on *sock* (of metricsport.open_listener) until cancelled."""
 
     async def make_text() -> bytes:
         return text_of(export_families(snapshot()))
 
-    await metricsport.serve(address, port, make_text, CONTENT_TYPE_PLAIN_0_0_4, task_status=task_status)
+    await metricsport.serve(sock, make_text, CONTENT_TYPE_PLAIN_0_0_4, task_status=task_status)
 
 
 async def serve_mount(
-    address: str,
-    port: int,
+    sock: socket.socket,
     snapshot: MountSnapshot,
     counters: Counters,
     *,
-    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """The same for a mount."""
 
     async def make_text() -> bytes:
         return text_of(mount_families(await snapshot(), counters))
 
-    await metricsport.serve(address, port, make_text, CONTENT_TYPE_PLAIN_0_0_4, task_status=task_status)
+    await metricsport.serve(sock, make_text, CONTENT_TYPE_PLAIN_0_0_4, task_status=task_status)
 
 
 class _Families(Collector):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -27,30 +29,38 @@ CONNECTIONS_MAX: Final = 16  # a scraper needs one
 log = logging.getLogger(__name__)
 
 
-async def serve(
-    address: str,
-    port: int,
-    make_text: Callable[[], Awaitable[bytes]],
-    content_type: str,
-    *,
-    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer with what *make_text* gives until cancelled; started once connecting works, with the port (0: any free).
+def open_listener(address: str, port: int) -> socket.socket | None:
+    """A listening socket; None for port 0, where nobody wants metrics.
 
     *address*: "" means all of this machine's.  Raises ConfigError where it can't listen there.
     """
+    if not port:
+        return None
     try:
-        sock = listen(address, port)
+        return listen(address, port)
     except OSError as error:
-        raise ConfigError(
-            f"metrics on {address or '*'} port {port}: {error.strerror}; change metrics_address or metrics_port_... "
-            "in omfs.toml"
-        ) from None
+        number = error.errno or 0  # below 0: a name that is not known
+        reason = os.strerror(number) if number > 0 else error.strerror
+    except UnicodeError as error:  # no name looks like that
+        reason = str(error)
+    raise ConfigError(
+        f"metrics on {address or '*'} port {port}: {reason}; change metrics_address or the port in omfs.toml"
+    )
+
+
+async def serve(
+    sock: socket.socket,
+    make_text: Callable[[], Awaitable[bytes]],
+    content_type: str,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer on *sock* with what *make_text* gives until cancelled; then it is closed."""
     answer = functools.partial(_answer, make_text, content_type, trio.CapacityLimiter(CONNECTIONS_MAX))
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, answer, [listener])
-        task_status.started(sock.getsockname()[1])
+        task_status.started()
 
 
 async def _answer(

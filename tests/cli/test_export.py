@@ -10,15 +10,17 @@ import socket
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from omfs import wire
-from omfs.config import Settings
+from omfs.config import SOFTWARE, Settings
 from omfs.net import control
 from omfs.net.nodemap import read_map
 
@@ -31,11 +33,16 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """omfs.toml of a one-node cluster on a free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (tmp_path / "map").write_text("1 127.0.0.1 1\n")
     path = tmp_path / "omfs.toml"
     path.write_text(
@@ -71,6 +78,8 @@ def end(pid: int) -> None:
     [
         ("port = 1x", "omfs.toml:"),
         ("nonsense = 1", "nonsense"),
+        ("metrics_port_export = 65536", "metrics_port_export"),
+        ('metrics_port_export = 9\nmetrics_address = "no..host"', "metrics on no..host port 9"),
         ('sec = "none"\nsec = "none"', "omfs.toml:"),
         ('[[trees]]\npath = "relative"', "absolute path"),
         ('[[trees]]\npath = "/"\nhidden = true', "can not be hidden"),
@@ -128,6 +137,37 @@ def test_it_describes_its_node(config: Path) -> None:
     assert short.standing.users == ()
     assert (b"root", 0) in long.standing.users
     assert long.standing.users_digest == short.standing.users_digest
+
+
+def test_it_tells_its_metrics_where_it_was_told_to(config: Path) -> None:
+    port = free_port()
+    config.write_text(config.read_text() + f"metrics_port_export = {port}\n")
+    assert run("--config", str(config)).returncode == 0
+    pid = ask_status(config)["pid"]
+    assert isinstance(pid, int)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            families = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
+    finally:
+        end(pid)
+    (info,) = families["omfs_info"].samples
+    assert info.labels == {"role": "export", "node": "1", "software": SOFTWARE}
+    assert families["omfs_export_lease_table_bytes"].samples[0].value > 0
+    assert families["omfs_export_leases"].samples[0].value == 0
+    assert {sample.value for sample in families["omfs_export_recall_duration_seconds"].samples} == {0}
+
+
+def test_a_taken_metrics_port_is_one_line(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config.write_text(config.read_text() + f"metrics_port_export = {port}\n")
+        ended = run("--config", str(config))
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"omfs-export: metrics on 127.0.0.1 port {port}: Address already in use; change ")
+    with pytest.raises(control.NotRunning):
+        ask_status(config)
 
 
 def test_it_reports_to_the_mount(config: Path) -> None:
