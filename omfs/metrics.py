@@ -182,10 +182,6 @@ _ASKED: Final = (
     "Questions that reached an owner because nothing here could answer them. What the kernel answers from its own "
     "caches under a lease never comes to the daemon and cannot be counted."
 )
-_ANSWERED: Final = (
-    "Questions of the kernel that the daemon answered under a lease, without the owner. The hits in the kernel's own "
-    "caches are not among them: they never come to the daemon and cannot be counted."
-)
 
 
 def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
@@ -194,7 +190,6 @@ def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
     yield from _nodes(status.nodes)
     counts = counters.describe()
     yield _by_kind("omfs_mount_asked", _ASKED, "asked_", counts)
-    yield _by_kind("omfs_mount_answered", _ANSWERED, "answered_", counts)
     yield _counter("omfs_mount_recalls", "Recalls answered.", counters.recalls)
     yield _counter("omfs_mount_recall_passes", "Times that the kernel was told what to forget.", counters.passes)
     yield _counter("omfs_mount_dropped_names", "Names that the kernel was told to forget.", counters.dropped_names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from prometheus_client.core import Metric
@@ -12,6 +14,8 @@ from omfs.cache.latency import BOUNDS_S, Latency
 from omfs.metrics import STATES, export_families, mount_families, text_of
 from omfs.mount.counters import Counters
 from omfs.net.control import HolderStatus, LeasesStatus, NodeStatus, OwnerStatus, StatusReply
+
+METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 UP = NodeStatus(
     node_id=2, addresses=("10.0.0.2",), state="up", round_trip_s=0.000125, silent_s=0.5, requests=1234, in_flight=2,
@@ -138,6 +142,14 @@ def test_a_mount_tells_of_its_caches() -> None:
     assert {name: one(samples, f"omfs_mount_{name}") for name in told} == told
     took = "omfs_mount_recall_duration_seconds_bucket"
     assert [one(samples, took, le=le) for le in ("5e-05", "0.0001", "5.0", "+Inf")] == [0, 1, 1, 2]
+
+
+def test_the_document_names_every_metric() -> None:
+    leases = LeasesStatus(held=0, recall_bounds_s=(1.0,), recall_buckets=(0, 0))
+    told = {one.name for one in export_families(owner_status(leases=leases))}
+    told |= {one.name for one in mount_families(StatusReply(node_id=1, nodes=(UP,)), Counters())}
+    written = set(re.findall(r"`(omfs_(?:export|mount)_\w+?)(?:_total)?(?:\{[\w, ]+\})?`", METRICS.read_text()))
+    assert written == told - {"omfs"}
 
 
 def test_everything_that_a_mount_counts_is_told() -> None:
