@@ -16,6 +16,7 @@ from tests.lab.agents import Call
 NAMES: Final = tuple(f"n{number}" for number in range(8))
 CHILD: Final = "child"  # the one name that each directory may hold
 SIZES: Final = (0, 1, 40, 4095, 4096, 4097, 9000)
+SHOWN_LENGTH: Final = 40
 MODES: Final = (0o600, 0o644, 0o640, 0o755, 0o444)
 
 Facts = dict[str, Any]
@@ -55,6 +56,11 @@ class Change:
     calls: list[Call]
     paths: tuple[str, ...]
     only_data: bool = False  # content of a file that has the same names before and after
+
+    def __str__(self) -> str:
+        """For people: long content is cut."""
+        calls = (", ".join(repr(one)[:SHOWN_LENGTH] for one in arguments) for _, *arguments in self.calls)
+        return "; ".join(f"{call[0]}({arguments})" for call, arguments in zip(self.calls, calls, strict=True))
 
 
 class Model:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.agents import Agent, chosen_seed, number_from
 from tests.lab.cluster import Cluster
-from tests.lab.rounds import NAMES, Change, Model, Thing
+from tests.lab.rounds import NAMES, SHOWN_LENGTH, Change, Model, Thing
 
 LAB_OPTIONS = ("--dfsa", "0")
 ROUNDS = number_from("OMFS_ROUNDS", 900)
@@ -48,7 +48,7 @@ class Round:
     """One change: warm, change, look."""
 
     def __init__(self, number: int, model: Model, change: Change, paths: list[str], was: dict[str, Thing]) -> None:
-        self._name = f"round {number}, {change.calls}"
+        self._name = f"round {number}, {change}"
         self._model, self._change, self._paths = model, change, paths
         self._opened = {path: thing for path, thing in was.items() if path in paths and thing.kind == "file"}
         self._looks = [("facts", path, "data", "xattrs") for path in paths]
@@ -75,7 +75,7 @@ class Round:
         kept = agent.call(*(("kept_facts", path) for path in self._opened))
         for (path, thing), facts in zip(self._opened.items(), kept, strict=True):
             expected = {key: value for key, value in thing.facts().items() if key != "xattrs"}
-            wrong = {key: (facts.get(key), value) for key, value in expected.items() if facts.get(key) != value}
+            wrong = differences(facts, expected)
             assert not wrong, f"{self._name}: {agent.name} sees through what it opened as {path} (is, must be): {wrong}"
 
     def compare_with_disk(self, truth: Agent) -> None:
@@ -85,8 +85,13 @@ class Round:
 
     def _compare(self, agent: Agent, seen: list[dict[str, object]]) -> None:
         for path, facts in zip(self._paths, seen, strict=True):
-            expected = self._model.expected(path)
-            wrong = {key: (facts.get(key), value) for key, value in expected.items() if facts.get(key) != value}
+            wrong = differences(facts, self._model.expected(path))
             assert not wrong, f"{self._name}: {agent.name} sees at {path} (is, must be): {wrong}"
         earlier, self._seen = self._seen, list(seen)
         assert earlier in ([], self._seen), f"{self._name}: the two nodes see different times or links"
+
+
+def differences(facts: dict[str, object], expected: dict[str, object]) -> dict[str, tuple[str, str]]:
+    """(is, must be) of each fact that is wrong; long content is cut."""
+    wrong = [(key, facts.get(key), value) for key, value in expected.items() if facts.get(key) != value]
+    return {key: (repr(seen)[:SHOWN_LENGTH], repr(due)[:SHOWN_LENGTH]) for key, seen, due in wrong}

@@ -68,15 +68,15 @@ def one_round(
         for path, data in zip(change.paths, reader.call(*(("data", path) for path in change.paths)), strict=True):
             thing = model.at(path)
             assert thing is not None
-            assert data == thing.data, f"{name}: {change.calls}: stale data at {path}"
+            assert data == thing.data, f"{name}: {change}: stale data at {path}"
     for (path, thing), seen in zip(opened.items(), reader.call(*(("kept_facts", p) for p in opened)), strict=True):
-        assert seen["data"] == thing.data, f"{name}: {change.calls}: stale data in what was opened as {path}"
+        assert seen["data"] == thing.data, f"{name}: {change}: stale data in what was opened as {path}"
     for path, facts in truth.items():
         wrong = {key: value for key, value in model.expected(path).items() if facts[key] != value}
-        assert not wrong, f"{name}: {change.calls}: the writer itself must see at {path}: {wrong}"
+        assert not wrong, f"{name}: {change}: the writer itself must see at {path}: {wrong}"
     (waited,) = reader.call(("wait_facts", truth, returned, GIVE_UP_S))
-    assert waited["wrong"] == {}, f"{name}: {change.calls}: after {GIVE_UP_S} s still {waited['wrong']}, is {truth}"
-    lateness.note(f"{name}: {change.calls}", returned, waited["late_s"])
+    assert waited["wrong"] == {}, f"{name}: {change}: after {GIVE_UP_S} s still {waited['wrong']}, is {truth}"
+    lateness.note(f"{name}: {change}", returned, waited["late_s"])
 
 
 @dataclass
@@ -160,7 +160,7 @@ def test_content_changes_without_a_pause(cluster: Cluster) -> None:
         assert writer.call(*change.calls) == [None]
         for reader in readers:
             (data,) = reader.call(("data", path))
-            assert data == model.expected(path)["data"], f"round {number}: {change.calls}: {reader.name}: stale data"
+            assert data == model.expected(path)["data"], f"round {number}: {change}: {reader.name}: stale data"
 
 
 @pytest.mark.parametrize("who", ["native path", "bind"])
