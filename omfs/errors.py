@@ -27,6 +27,15 @@ class RemoteFailure(OmfsError):
         self.errno = errno
 
 
+class NameAbsent(RemoteFailure):
+    """The owner looked the name up and it is not there; what it grants with this answer (wire.NameMissing)."""
+
+    def __init__(self, serial: int, parent_mode: int) -> None:
+        super().__init__(_errno.ENOENT)
+        self.serial = serial
+        self.parent_mode = parent_mode
+
+
 class NodeDown(OmfsError):
     """The node did not answer within `timeo`."""
 

@@ -47,13 +47,15 @@ class Notifier:
         """Drop only the attributes (and cached ACLs).  Never blocks.  Otherwise as `inval_inode`."""
         return self._tell(_INODE.pack(_INODE_BYTES, _INVAL_INODE, 0, number, -1, 0))
 
-    def inval_entry(self, parent: int, name: bytes) -> bool:
+    def inval_entry(self, parent: int, name: bytes, expire: bool = False) -> bool:
         """Drop what *name* in this directory leads to (or does not), and the directory's attributes.  May block.
 
+        *expire*: only have it looked up again at its next use (from Linux 6.2 on; before, it is dropped).  What is open
+        there, or a current directory, keeps its path; but a look-up that is just being answered makes it valid again.
         Never for a name that something is mounted on: the kernel would take that mount off.  False when the kernel does
         not know the directory, or not the name.  Raises OSError: ENOTDIR when *parent* is none, ENAMETOOLONG.
         """
-        head = _ENTRY.pack(_ENTRY_BYTES + len(name) + 1, _INVAL_ENTRY, 0, parent, len(name), 0)
+        head = _ENTRY.pack(_ENTRY_BYTES + len(name) + 1, _INVAL_ENTRY, 0, parent, len(name), int(expire))
         return self._tell(b"%b%b\0" % (head, name))
 
     def _tell(self, message: bytes) -> bool:

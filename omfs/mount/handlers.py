@@ -3,6 +3,11 @@
 `answering` is the one decorator around every handler: an OmfsError becomes its errno, anything else a logged EIO,
 because an exception that escapes a pyfuse3 handler ends the mount.  `Foundation` is the base of the operation families
 (operations_*.py).  No handler lives here.
+
+Here is also said how long the kernel may use what it is told (`found`, `made`, `absent_s`, `attributes_s`): for ever
+under a lease, else for this answer only.  Names may always stay under the directory's lease.  Attributes may stay only
+with LOOKUP, GETATTR and READDIRPLUS: the kernel discards those that were overtaken by a notification, while it takes
+what comes with CREATE, MKDIR, LINK, SETATTR ... whatever it heard meanwhile (fuse_iget() without an attr_version).
 """
 
 from __future__ import annotations
@@ -12,23 +17,26 @@ import functools
 import logging
 import stat
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError
 
 from omfs import wire
-from omfs.errors import OmfsError
+from omfs.errors import NameAbsent, OmfsError
 from omfs.mount.callers import Callers
+from omfs.mount.counters import Counters
 from omfs.mount.inodes import ROOT_ID, Inode, InodeTable
 from omfs.mount.lowlevel import Hook
 from omfs.mount.remote import RemoteNode
+from omfs.wiretypes import Mode
 
 log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 NODE_NAME_TIMEOUT_S: Final = 86400.0  # names of nodes change only with the map, which tells the kernel itself
+CACHED_S: Final = 1 << 30  # for ever: what is under a lease is recalled, it does not run out
 _UNKNOWN_DIRECTORY: Final = wire.Attributes(stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
 
 
@@ -51,6 +59,16 @@ def answering(handler: F) -> F:
     return answer  # type: ignore[return-value]
 
 
+class Told(NamedTuple):
+    """An object that the kernel is told of, which counts as one look-up: for how long its name and attributes hold."""
+
+    number: int
+    attributes: wire.Attributes
+    entry_s: int
+    attr_s: int
+    was_known: bool  # to the kernel, before this
+
+
 class Foundation(pyfuse3.Operations):
     """State of one mount, and how objects are shown to the kernel."""
 
@@ -58,9 +76,16 @@ class Foundation(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, hook: Hook, nodes: dict[int, RemoteNode], self_id: int | None = None) -> None:
+    def __init__(
+        self,
+        hook: Hook,
+        nodes: dict[int, RemoteNode],
+        self_id: int | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         """*self_id*: this node, where /mfs/<self> is a bind (dfsa=1) and not in *nodes*."""
         super().__init__()
+        self.counters = counters if counters is not None else Counters()
         self.hook = hook
         self.nodes = nodes
         self.self_id = self_id
@@ -75,23 +100,65 @@ class Foundation(pyfuse3.Operations):
         """/mfs itself, or the place where /mfs/<self> is laid over: nobody is asked about them."""
         return number == ROOT_ID or (self.self_id is not None and number == ROOT_ID + self.self_id)
 
-    async def place(self, number: int) -> tuple[RemoteNode, bytes]:
-        """The owner and handle behind a FUSE node id.  Raises StaleHandle; EPERM for /mfs itself."""
+    def object(self, number: int) -> Inode[RemoteNode]:
+        """The object behind a FUSE node id.  Raises StaleHandle; EPERM for /mfs itself."""
         if self.is_local(number):
             raise FUSEError(errno.EPERM)
-        inode = self.inodes.get(number)
+        return self.inodes.get(number)
+
+    async def place(self, number: int) -> tuple[RemoteNode, bytes]:
+        """The owner and handle behind a FUSE node id.  Raises as `object`."""
+        inode = self.object(number)
         return inode.owner, inode.handle if inode.handle is not None else await inode.owner.root()
 
-    def entry(self, node: RemoteNode, handle: bytes, attributes: wire.Attributes) -> EntryAttributes:
-        """Tell the kernel of an object: the answer of everything that finds or makes a name."""
-        inode = self.inodes.find(node, handle)
+    def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found) -> Told:
+        """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered."""
+        told, inode = self._told(parent, name, found)
+        if parent.owner.leases.granted(inode.lease, found.serial, found.mode):
+            return told._replace(attr_s=CACHED_S)
+        return told
+
+    def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
+        """For whatever makes a name."""
+        told, inode = self._told(parent, name, found)
+        parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        return told
+
+    def _told(
+        self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated
+    ) -> tuple[Told, Inode[RemoteNode]]:
+        inode = self.inodes.find(parent.owner, found.handle)
+        was_known = inode.lookups > 0
         inode.lookups += 1
-        return filled(EntryAttributes(), inode.id, attributes)
+        inode.is_directory = stat.S_ISDIR(found.attributes.mode)
+        may_stay = parent.owner.leases.may_name(parent.lease, found.serial, found.parent_mode, name)
+        return Told(inode.id, found.attributes, CACHED_S if may_stay else 0, 0, was_known), inode
 
     @staticmethod
-    def shown(number: int, attributes: wire.Attributes) -> EntryAttributes:
+    def absent_s(parent: Inode[RemoteNode], name: bytes, absent: NameAbsent) -> int:
+        """For a LOOKUP that found nothing."""
+        mode = Mode(absent.parent_mode)
+        return CACHED_S if parent.owner.leases.may_name(parent.lease, absent.serial, mode, name) else 0
+
+    @staticmethod
+    def attributes_s(inode: Inode[RemoteNode], got: wire.AttributesGot) -> int:
+        """For GETATTR."""
+        return CACHED_S if inode.owner.leases.granted(inode.lease, got.serial, got.mode) else 0
+
+    @staticmethod
+    def entry(told: Told) -> EntryAttributes:
+        """What was told, for pyfuse3."""
+        entry = filled(EntryAttributes(), told.number, told.attributes)
+        entry.entry_timeout = told.entry_s
+        entry.attr_timeout = told.attr_s
+        return entry
+
+    @staticmethod
+    def shown(number: int, attributes: wire.Attributes, attr_s: int = 0) -> EntryAttributes:
         """Attributes of an object that the kernel knows already."""
-        return filled(EntryAttributes(), number, attributes)
+        entry = filled(EntryAttributes(), number, attributes)
+        entry.attr_timeout = attr_s
+        return entry
 
     def directory_entry(self, inode: Inode[RemoteNode]) -> EntryAttributes:
         """/mfs/<N>, from what was last seen of it."""

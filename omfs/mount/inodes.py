@@ -2,20 +2,36 @@
 
 A node id is 63 bits of blake2b over (owner, handle), so st_ino is the same on every node and after every remount;
 a collision takes the next free number.  The root is 1, the directory of node N is 1 + N; both are synthetic and
-never forgotten.  An object stays in the table until the kernel has forgotten as many look-ups as it was given.
-Pure bookkeeping: no I/O.  Called by operations*.py.
+never forgotten.  An object stays in the table until the kernel has forgotten as many look-ups as it was given; with it
+goes its lease.  Pure bookkeeping: no I/O.  Called by operations*.py and recall.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
+from omfs.cache.holder import Lease
 from omfs.errors import StaleHandle
+from omfs.mount.xattrs import Xattrs
+
+if TYPE_CHECKING:
+    import trio
 
 ROOT_ID: Final = 1
 FIRST_OBJECT_ID: Final = 1 << 20  # node directories use 2..65536
+
+
+class Leases(Protocol):
+    """What the table needs of the leases of a remote node (HeldLeases)."""
+
+    @property
+    def root(self) -> Lease: ...
+    @property
+    def round(self) -> int: ...
+    def new_lease(self, handle: bytes) -> Lease: ...
+    def drop_lease(self, handle: bytes, lease: Lease) -> None: ...
 
 
 class Owner(Protocol):
@@ -23,6 +39,8 @@ class Owner(Protocol):
 
     @property
     def node_id(self) -> int: ...
+    @property
+    def leases(self) -> Leases: ...
 
 
 OwnerT = TypeVar("OwnerT", bound=Owner)
@@ -34,15 +52,38 @@ def directory_id(node_id: int) -> int:
 
 
 class Inode(Generic[OwnerT]):
-    """One object that the kernel knows.  *handle* is None for the directory of a node: the root of its tree."""
+    """One object that the kernel knows.  *handle* is None for the directory of a node: the root of its tree.
 
-    __slots__ = ("handle", "id", "lookups", "owner")
+    *breaks* counts when something that was known of it ceased to hold.  *xattrs*: known under the lease.
+    *dropping*: recall.py makes the kernel forget pages of it.
+    """
 
-    def __init__(self, number: int, owner: OwnerT, handle: bytes | None) -> None:
+    __slots__ = (
+        "breaks", "dropping", "handle", "id", "is_directory", "lease", "lookups", "owner", "regain_at_s", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
         self.id = number
         self.owner = owner
         self.handle = handle
+        self.lease = lease
         self.lookups = 0
+        self.is_directory = handle is None
+        self.breaks = 0
+        self.xattrs: Xattrs | None = None
+        self.dropping: set[trio.Event] = set()  # set when a thread has done so
+        self.regain_at_s = 0.0  # operations_files.py
+
+    @property
+    def hold(self) -> tuple[int, int] | None:
+        """None where nothing is held.  The same before a question and after its answer: the answer may be kept."""
+        round_ = self.owner.leases.round
+        return (round_, self.breaks) if round_ and self.lease.is_held else None
+
+    def broken(self) -> None:
+        """What is known of it besides its names does not hold any more, or may not: it is being changed."""
+        self.breaks += 1
+        self.xattrs = None
 
 
 class InodeTable(Generic[OwnerT]):
@@ -50,14 +91,14 @@ class InodeTable(Generic[OwnerT]):
 
     def __init__(self) -> None:
         self._by_id: dict[int, Inode[OwnerT]] = {}
-        self._by_object: dict[tuple[Hashable, bytes], Inode[OwnerT]] = {}
+        self._by_owner: dict[int, dict[bytes, Inode[OwnerT]]] = {}  # by node id and handle
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def add_directory(self, owner: OwnerT) -> Inode[OwnerT]:
         """Make the synthetic directory of a node."""
-        inode = Inode(directory_id(owner.node_id), owner, None)
+        inode = Inode(directory_id(owner.node_id), owner, None, owner.leases.root)
         self._by_id[inode.id] = inode
         return inode
 
@@ -74,15 +115,36 @@ class InodeTable(Generic[OwnerT]):
 
     def find(self, owner: OwnerT, handle: bytes) -> Inode[OwnerT]:
         """The inode of an object, made if need be; the caller counts the look-up when it tells the kernel."""
-        key = (owner.node_id, handle)
-        inode = self._by_object.get(key)
+        objects = self._by_owner.get(owner.node_id)
+        if objects is None:
+            objects = self._by_owner[owner.node_id] = {}
+        inode = objects.get(handle)
         if inode is None:
-            inode = Inode(self._free_id(owner.node_id, handle), owner, handle)
-            self._by_id[inode.id] = inode
-            self._by_object[key] = inode
-        else:
-            inode.owner = owner  # the same node may have left the map and come back
+            inode = Inode(self._free_id(owner.node_id, handle), owner, handle, owner.leases.new_lease(handle))
+            self._by_id[inode.id] = objects[handle] = inode
+        elif inode.owner is not owner:  # the same node left the map and came back
+            inode.owner, inode.lease = owner, owner.leases.new_lease(handle)
+            inode.broken()
         return inode
+
+    def known(self, owner: OwnerT, handle: bytes) -> Inode[OwnerT] | None:
+        """The inode of an object of this owner, if the kernel knows it."""
+        inode = self._by_owner.get(owner.node_id, {}).get(handle)
+        return inode if inode is not None and inode.owner is owner else None
+
+    def directory(self, owner: OwnerT) -> Inode[OwnerT] | None:
+        """The directory of this owner, unless it left the map."""
+        inode = self._by_id.get(directory_id(owner.node_id))
+        return inode if inode is not None and inode.owner is owner else None
+
+    def of_owner(self, owner: OwnerT) -> Iterator[Inode[OwnerT]]:
+        """All that the kernel knows of this owner, its directory among them."""
+        directory = self.directory(owner)
+        if directory is not None:
+            yield directory
+        for inode in self._by_owner.get(owner.node_id, {}).values():
+            if inode.owner is owner:
+                yield inode
 
     def _free_id(self, node_id: int, handle: bytes) -> int:
         digest = blake2b(handle, digest_size=8, salt=node_id.to_bytes(4, "little")).digest()
@@ -104,4 +166,8 @@ class InodeTable(Generic[OwnerT]):
         """Forget an object that the kernel was told about and did not take, or has forgotten."""
         if inode.handle is not None:
             self._by_id.pop(inode.id, None)
-            self._by_object.pop((inode.owner.node_id, inode.handle), None)
+            objects = self._by_owner.get(inode.owner.node_id, {})
+            if objects.pop(inode.handle, None) is not None:
+                inode.owner.leases.drop_lease(inode.handle, inode.lease)
+            if not objects:
+                self._by_owner.pop(inode.owner.node_id, None)

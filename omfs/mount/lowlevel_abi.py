@@ -57,6 +57,7 @@ WRITEBACK_CACHE: Final = 1 << 16
 PARALLEL_DIROPS: Final = 1 << 18
 HANDLE_KILLPRIV: Final = 1 << 19
 POSIX_ACL: Final = 1 << 20
+CACHE_SYMLINKS: Final = 1 << 23
 NO_OPENDIR_SUPPORT: Final = 1 << 24
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
@@ -72,6 +73,8 @@ WANTED_FLAGS: Final = (
     | PARALLEL_DIROPS
     | NO_OPENDIR_SUPPORT  # only the kernel's word counts: it understands ENOSYS for OPENDIR
     | EXPLICIT_INVAL_DATA  # the page cache is ours to invalidate
+    | POSIX_ACL  # what is cached is checked here, with ACLs; it switches on default_permissions
+    | CACHE_SYMLINKS  # the target of a symlink never changes
     | HANDLE_KILLPRIV_V2  # the owner drops set-id bits and capabilities; no GETXATTR before every write
     | INIT_EXT
     | DIRECT_IO_ALLOW_MMAP  # else a shared mmap of a direct_io file is ENODEV
@@ -81,7 +84,6 @@ UNWANTED_FLAGS: Final = (
     | WRITEBACK_CACHE  # with it the kernel ignores another node's size and mtime
     | SPLICE_READ | SPLICE_WRITE | SPLICE_MOVE  # two more system calls per small request
     | HANDLE_KILLPRIV
-    | POSIX_ACL  # would switch on default_permissions and cache ACLs; without it they pass through as xattrs
     | SETXATTR_EXT  # another layout of SETXATTR
     | EXPORT_SUPPORT  # a forgotten node id can't be found again by number
     | READDIRPLUS_AUTO
@@ -94,7 +96,8 @@ IN_HEADER: Final = struct.Struct("<IIQQIII")
 IN_HEADER_BYTES: Final = 40
 _OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error, unique
 
-_FOPEN_DIRECT_IO: Final = 1
+FOPEN_DIRECT_IO: Final = 1
+FOPEN_KEEP_CACHE: Final = 2
 LOCK_IS_FLOCK: Final = 1  # FUSE_LK_FLOCK
 WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
 WRITE_KILL_SUIDGID: Final = 4
@@ -293,24 +296,30 @@ def attributes(number: int, told: wire.Attributes) -> bytes:
     )  # fmt: skip
 
 
-def entry_reply(unique: int, number: int, attr: bytes) -> bytes:
-    """For LOOKUP (struct fuse_entry_out): valid for this answer only."""
-    return _OUT_HEADER.pack(16 + _ENTRY.size + len(attr), 0, unique) + _ENTRY.pack(number, 0, 0, 0, 0, 0) + attr
+def entry_reply(unique: int, number: int, attr: bytes, entry_s: int, attr_s: int) -> bytes:
+    """For LOOKUP (struct fuse_entry_out), and how long name and attributes hold; 0: for this answer only."""
+    head = _ENTRY.pack(number, 0, entry_s, attr_s, 0, 0)
+    return _OUT_HEADER.pack(16 + _ENTRY.size + len(attr), 0, unique) + head + attr
 
 
-def attr_reply(unique: int, attr: bytes) -> bytes:
-    """For GETATTR (struct fuse_attr_out): valid for this answer only."""
-    return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(0, 0, 0) + attr
+def absent_reply(unique: int, entry_s: int) -> bytes:
+    """For a LOOKUP that found nothing, where that holds for *entry_s*."""
+    return reply(unique, _ENTRY.pack(0, 0, entry_s, 0, 0, 0) + bytes(_ATTR.size))
 
 
-def open_reply(unique: int, fh: int) -> bytes:
-    """For OPEN (struct fuse_open_out): direct_io."""
-    return reply(unique, _OPEN.pack(fh, _FOPEN_DIRECT_IO, 0))
+def attr_reply(unique: int, attr: bytes, attr_s: int) -> bytes:
+    """For GETATTR (struct fuse_attr_out), and how long it holds."""
+    return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(attr_s, 0, 0) + attr
 
 
-def create_reply(unique: int, number: int, attr: bytes, fh: int) -> bytes:
-    """For CREATE: what LOOKUP and OPEN would answer."""
-    return reply(unique, _ENTRY.pack(number, 0, 0, 0, 0, 0) + attr + _OPEN.pack(fh, _FOPEN_DIRECT_IO, 0))
+def open_reply(unique: int, fh: int, flags: int) -> bytes:
+    """For OPEN (struct fuse_open_out) with FOPEN_ *flags*."""
+    return reply(unique, _OPEN.pack(fh, flags, 0))
+
+
+def create_reply(unique: int, number: int, attr: bytes, entry_s: int, fh: int) -> bytes:
+    """For CREATE: what LOOKUP and OPEN (FOPEN_DIRECT_IO) would answer."""
+    return reply(unique, _ENTRY.pack(number, 0, entry_s, 0, 0, 0) + attr + _OPEN.pack(fh, FOPEN_DIRECT_IO, 0))
 
 
 def init_offered(request: memoryview) -> int:

@@ -51,6 +51,7 @@ class Operations(AttributeOperations):
         A node that left keeps answering for what is still open there, as long as its peer runs.
         """
         gone = [number for number in self.nodes if number not in nodes]
+        left = [self.nodes[number] for number in gone]
         added = [number for number in nodes if number not in self.nodes]
         for number in gone:
             del self.nodes[number]
@@ -59,10 +60,13 @@ class Operations(AttributeOperations):
             self.nodes[number] = nodes[number]
             nodes[number].peer.linger = self._linger
             self.inodes.add_directory(nodes[number])
+            self.recaller.serve(nodes[number])
         if gone or added:
             self.listings.stale(ROOT_ID)
             # From a thread: the kernel may wait there for a look-up that this task must answer.
             await trio.to_thread.run_sync(_tell_kernel, gone)
+        for node in left:  # nothing of it will be recalled any more
+            await self.recaller.forget_node(node)
 
 
 def _tell_kernel(gone: list[int]) -> None:

@@ -1,7 +1,7 @@
 """FUSE handlers about attributes: getattr, setattr, access, statfs and extended attributes.
 
-The owner decides about access, as the user (there is no default_permissions: it would cost a GETATTR for every
-component of a path).  Times set to "now" are the owner's clock.  Called by pyfuse3.
+The kernel checks access to what it has cached (default_permissions, ACLs included); the owner does so for whatever it
+is asked, as the user.  Times set to "now" are the owner's clock.  Called by pyfuse3.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from omfs import wire
+from omfs.errors import RemoteFailure
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.handlers import answering
-from omfs.mount.inodes import ROOT_ID
+from omfs.mount.inodes import ROOT_ID, Inode
 from omfs.mount.operations_files import FileOperations
+from omfs.mount.remote import RemoteNode
+from omfs.mount.xattrs import ACL_NAMES, KEPT_ERRORS, Xattrs
 
 
 class AttributeOperations(FileOperations):
@@ -31,9 +34,12 @@ class AttributeOperations(FileOperations):
             return self.self_entry()
         known = self.inodes.get(inode)
         if known.handle is None:
-            await known.owner.get_root_attributes()
-            return self.directory_entry(known)
-        return self.shown(inode, await known.owner.get_attributes(known.handle))
+            of_root = await known.owner.get_root_attributes()
+            entry = self.directory_entry(known)
+            entry.attr_timeout = self.attributes_s(known, of_root) if of_root is not None else 0
+            return entry
+        got = await known.owner.get_attributes(known.handle)
+        return self.shown(inode, got.attributes, self.attributes_s(known, got))
 
     @answering
     async def setattr(
@@ -42,6 +48,7 @@ class AttributeOperations(FileOperations):
         raw = self.current_request(abi.SETATTR)
         valid = 0 if raw is None else abi.setattr_valid(raw)
         atime_now, mtime_now = bool(valid & abi.SETATTR_ATIME_NOW), bool(valid & abi.SETATTR_MTIME_NOW)
+        known = self.object(inode)
         node, handle = await self.place(inode)
         request = wire.SetAttributes(
             handle,
@@ -56,9 +63,10 @@ class AttributeOperations(FileOperations):
             mtime_now=mtime_now,
         )
         file = None if fh is None or not fields.update_size else self.files.get(fh)
-        if file is not None:
-            return self.shown(inode, await file.set_attributes(request))
-        return self.shown(inode, await node.set_attributes(request))
+        async with self.changing(known, data=fields.update_size):
+            if file is not None:
+                return self.shown(inode, await file.set_attributes(request))
+            return self.shown(inode, await node.set_attributes(request))
 
     @answering
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -101,26 +109,67 @@ class AttributeOperations(FileOperations):
             return b""
         if self.is_local(inode):
             raise FUSEError(pyfuse3.ENOATTR)
+        known, by_root, caller = self.object(inode), ctx.uid == 0, self.callers.caller(ctx)
+        hold = known.hold
+        if hold is not None and known.xattrs is not None:
+            answer = known.xattrs.value(by_root, name)
+            if answer is not None:
+                return _value(name, answer)
         node, handle = await self.place(inode)
-        return await node.get_xattr(handle, name, self.callers.caller(ctx))
+        try:
+            answer = await node.get_xattr(handle, name, caller)
+        except RemoteFailure as error:
+            if error.errno not in KEPT_ERRORS:
+                raise
+            answer = error.errno
+        if hold is not None and known.hold == hold:
+            _xattrs(known).keep_value(by_root, name, answer)
+        return _value(name, answer)
 
     @answering
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         raw = self.current_request(abi.SETXATTR)
         flags = 0 if raw is None else abi.setxattr_flags(raw)
-        if self.is_local(inode):
-            raise FUSEError(errno.EPERM)
+        known, caller = self.object(inode), self.callers.caller(ctx)
         node, handle = await self.place(inode)
-        await node.set_xattr(handle, name, value, flags, self.callers.caller(ctx))
+        async with self.changing(known, data=False):
+            await node.set_xattr(handle, name, value, flags, caller)
 
     @answering
     async def listxattr(self, inode: int, ctx: RequestContext) -> tuple[bytes, ...]:
         if self.is_local(inode):
             return ()
+        known, by_root, caller = self.object(inode), ctx.uid == 0, self.callers.caller(ctx)
+        hold = known.hold
+        if hold is not None and known.xattrs is not None:
+            names = known.xattrs.names(by_root)
+            if names is not None:
+                return names
         node, handle = await self.place(inode)
-        return await node.list_xattrs(handle, self.callers.caller(ctx))
+        names = await node.list_xattrs(handle, caller)
+        if hold is not None and known.hold == hold:
+            _xattrs(known).keep_names(by_root, names)
+        return names
 
     @answering
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        known, caller = self.object(inode), self.callers.caller(ctx)
         node, handle = await self.place(inode)
-        await node.remove_xattr(handle, name, self.callers.caller(ctx))
+        async with self.changing(known, data=False):
+            await node.remove_xattr(handle, name, caller)
+
+
+def _xattrs(inode: Inode[RemoteNode]) -> Xattrs:
+    if inode.xattrs is None:
+        inode.xattrs = Xattrs()
+    return inode.xattrs
+
+
+def _value(name: bytes, answer: bytes | int) -> bytes:
+    """*answer* of the owner as the kernel shall have it."""
+    if isinstance(answer, bytes):
+        return answer
+    if answer == errno.EOPNOTSUPP and name in ACL_NAMES:
+        # No ACLs on that file system: the kernel would refuse every access because it can't check.
+        raise FUSEError(errno.ENODATA)
+    raise FUSEError(answer)

@@ -1,23 +1,38 @@
 """FUSE handlers about open files: open, create, read, write, flush, release, fsync.
 
-Files are opened direct_io: every read and write goes to the owner.  FLUSH (one for each close(2)) is answered here,
-unless the closing process holds POSIX locks on the object.  Called by pyfuse3; takenops.py uses `files` and
-`write_data`.
+A file that is opened for reading only is read through the page cache where the owner grants that (FileOpened.data);
+all others are direct_io: every read and write goes to the owner.  As long as this mount has a file open for writing,
+its data are under no lease here, and what its other readers have in the page cache is dropped at every change.  FLUSH
+(one for each close(2)) is answered here, unless the closing process holds POSIX locks on the object.
+Called by pyfuse3; takenops.py uses the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import os
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
+from omfs import wire
+from omfs.errors import OmfsError, RemoteFailure
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.callers import Context
-from omfs.mount.handlers import answering
+from omfs.mount.handlers import Told, answering
+from omfs.mount.inodes import Inode
 from omfs.mount.operations_names import NameOperations
+from omfs.mount.remote import RemoteNode
 from omfs.mount.remotefile import RemoteFile, create_file, open_file
 from omfs.net.frames import Buffer
 
+log = logging.getLogger(__name__)
+
+_REGAIN_AGAIN_S: Final = 1.0  # after the owner did not grant data; somebody writes the file there
 _FMODE_EXEC: Final = 0x20  # include/linux/fs.h: the kernel opens it to execute it
 
 
@@ -29,39 +44,152 @@ class FileOperations(NameOperations):
         self.files: dict[int, RemoteFile] = {}
         self._next_file = 1
 
-    def number(self, file: RemoteFile) -> int:
+    def number(self, file: RemoteFile, inode: Inode[RemoteNode]) -> int:
         """Number a file that was opened: by this the kernel names it from here on."""
         number, self._next_file = self._next_file, self._next_file + 1
         self.files[number] = file
+        file.inode = inode
         return number
 
-    async def open_number(self, inode: int, flags: int, context: Context) -> int:
-        """open(2) of an object: the number by which the kernel will name the open file."""
+    async def open_number(self, number: int, flags: int, context: Context) -> tuple[int, int]:
+        """open(2) of an object: the number by which the kernel will name the open file, and FOPEN_ flags."""
         caller = self.callers.caller(context)  # before anything is waited for: *context* may be the hook's
-        node, handle = await self.place(inode)
-        return self.number(await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC)))
+        inode = self.object(number)
+        node, handle = await self.place(number)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            async with self.changing(inode, data=True):
+                file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
+        else:
+            file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
+        fh = self.number(file, inode)
+        had_data = inode.lease.data
+        if not file.is_written and self._took_data(inode, opened):
+            file.is_cached = True
+            return fh, abi.FOPEN_KEEP_CACHE if had_data else 0
+        return fh, abi.FOPEN_DIRECT_IO
+
+    def _took_data(self, inode: Inode[RemoteNode], opened: wire.FileOpened) -> bool:
+        """Whether the owner just granted that its data may be cached, and nobody writes it here."""
+        granted = inode.owner.leases.granted(inode.lease, opened.serial, opened.mode)
+        if not (granted and opened.data) or any(file.is_written for file in self._open_files(inode)):
+            return False
+        inode.lease.data = True
+        return True
+
+    @staticmethod
+    def _open_files(inode: Inode[RemoteNode]) -> tuple[RemoteFile, ...]:
+        return tuple(inode.owner.files.get(inode.handle, ())) if inode.handle is not None else ()
+
+    async def create_number(
+        self, parent: Inode[RemoteNode], name: bytes, opened: tuple[RemoteFile, wire.FileCreated]
+    ) -> tuple[Told, int]:
+        """What the kernel is told of a file that was made, or was there and opened, and the number of the open file."""
+        file, created = opened
+        existing = self.inodes.known(parent.owner, created.handle)
+        if existing is not None:
+            existing.broken()
+            await self._end_cached_data(existing)
+        told = self.made(parent, name, created)
+        return told, self.number(file, self.inodes.get(told.number))
+
+    @contextlib.asynccontextmanager
+    async def changing(self, inode: Inode[RemoteNode], data: bool) -> AsyncIterator[None]:
+        """Around a request that changes the object: what is known of it here ends; of its *data* too.
+
+        What the kernel itself has cached otherwise it looks after, unless nobody knows whether the change was made.
+        """
+        inode.broken()
+        try:
+            yield
+        except RemoteFailure:
+            raise
+        except OmfsError:
+            self.recaller.forget_soon(inode)
+            raise
+        finally:
+            inode.broken()
+            if data:
+                await self._end_cached_data(inode)
+
+    async def _end_cached_data(self, inode: Inode[RemoteNode]) -> None:
+        """No page of it may stay, for it was changed through this mount, or is going to be."""
+        had_data, inode.lease.data = inode.lease.data, False
+        if had_data or any(file.is_cached for file in self._open_files(inode)):
+            await self.recaller.drop_pages(inode)
+
+    async def data_changed(self, file: RemoteFile) -> None:
+        """A write through this file was answered, or nobody knows; before the kernel hears of it."""
+        if file.inode is not None:
+            file.inode.broken()
+            await self._end_cached_data(file.inode)
 
     @answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return _direct(await self.open_number(inode, flags, ctx))
+        fh, open_flags = await self.open_number(inode, flags, ctx)
+        return FileInfo(
+            fh=fh,
+            direct_io=bool(open_flags & abi.FOPEN_DIRECT_IO),
+            keep_cache=bool(open_flags & abi.FOPEN_KEEP_CACHE),
+        )
 
     @answering
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        node, parent = await self.place(parent_inode)
-        file, attributes = await create_file(node, parent, name, mode, ctx.umask, flags, self.callers.caller(ctx))
-        return _direct(self.number(file)), self.entry(node, file.handle, attributes)
+        parent, caller, umask = self.object(parent_inode), self.callers.caller(ctx), ctx.umask
+        node, handle = await self.place(parent_inode)
+        told, fh = await self.create_number(
+            parent, name, await create_file(node, handle, name, mode, umask, flags, caller)
+        )
+        return FileInfo(fh=fh, direct_io=True, keep_cache=False), self.entry(told)
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer will do
-        return await self.files[fh].read(off, size)
+        file = self.files[fh]
+        return await (self.read_cached(file, off, size) if file.is_cached else file.read(off, size))
+
+    async def read_cached(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
+        """A READ that fills pages.  They may stay if the data were under a lease from before it was asked until now.
+
+        Never waits for anything but the owner: a recall may be waiting for these pages.
+        """
+        inode = file.inode
+        assert inode is not None  # since it was numbered
+        if not inode.lease.data:
+            await self._regain_data(inode, file)
+        hold = inode.hold if inode.lease.data else None
+        try:
+            return await file.read(offset, size_bytes)
+        finally:
+            if hold is None or not inode.lease.data or inode.hold != hold:
+                self.recaller.drop_pages_soon(inode, offset, size_bytes)
+
+    async def _regain_data(self, inode: Inode[RemoteNode], file: RemoteFile) -> None:
+        """The lease was recalled while the file is open: ask for it again, unless somebody writes the file here."""
+        now = trio.current_time()
+        if now < inode.regain_at_s or inode.lease.recalls or not inode.owner.leases.round:
+            return
+        if any(one.is_written for one in self._open_files(inode)):
+            return
+        inode.regain_at_s = math.inf  # others read on meanwhile
+        try:
+            took = self._took_data(inode, await file.open_for_lease())
+        except OmfsError as error:
+            log.debug("inode %d is read without a lease: %s", inode.id, error)
+            took = False
+        finally:
+            inode.regain_at_s = now
+        if not took:
+            inode.regain_at_s = now + _REGAIN_AGAIN_S
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Only without the hook; with it takenops.py answers WRITE."""
         file = self.files[fh]
-        return await (file.append(buf) if file.appends else file.write(off, buf))
+        try:
+            return await (file.append(buf) if file.appends else file.write(off, buf))
+        finally:
+            await self.data_changed(file)
 
     @answering
     async def flush(self, fh: int) -> None:
@@ -78,7 +206,3 @@ class FileOperations(NameOperations):
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self.files[fh].sync(datasync)
-
-
-def _direct(number: int) -> FileInfo:
-    return FileInfo(fh=number, direct_io=True, keep_cache=False)

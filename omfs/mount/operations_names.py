@@ -19,10 +19,14 @@ from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import OmfsError, RemoteFailure
 from omfs.mount.handlers import Foundation, answering
 from omfs.mount.inodes import ROOT_ID, directory_id
+from omfs.mount.leasepolicy import LeasePolicy
 from omfs.mount.listings import Listings
+from omfs.mount.recall import Recaller
 from omfs.mount.remotefile import RemoteFile, open_directory
 
 T = TypeVar("T")
+
+_RENAME_EXCHANGE: Final = 2
 
 _DOT_CURSOR: Final = (1 << 63) - 3  # no file system uses these as d_off: they are beyond ext4's largest hash
 _DOT_DOT_CURSOR: Final = (1 << 63) - 2
@@ -47,32 +51,38 @@ class NameOperations(Foundation):
         self._open_directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
         self.listings = Listings()  # what is told of directories where the hook is installed
+        self.listings.policy = LeasePolicy()
+        self.recaller = Recaller(self.inodes, self.listings.stale, self.counters)
+        for node in self.nodes.values():
+            self.recaller.serve(node)
 
-    async def changing_names(self, change: Awaitable[T], *directories: int) -> T:
-        """Await *change*, which makes, moves or removes names in these directories: older listings serve no more.
+    async def changing_names(self, change: Awaitable[T], *changed: tuple[int, bytes]) -> T:
+        """Await *change*, which makes, moves or removes these names of these directories: no listing may be told again.
 
-        They are told so afterwards, also if it failed: only a listing that begins from then on must show the change.
-        The kernel voids its own copy when it is told of success; where nobody knows whether it happened, we do.
+        Afterwards, also where it failed: only what is listed from then on need show it.  The kernel voids its own copy
+        when it is told of success; where nobody knows whether it happened that is left to us.
         """
-        is_in_doubt = False
         try:
             return await change
-        except OmfsError as error:
-            is_in_doubt = not isinstance(error, RemoteFailure)
+        except RemoteFailure:
+            raise
+        except OmfsError:
+            for number, name in changed:
+                self.listings.stale(number)
+                await self.listings.on_uncached(number)
+                self.recaller.forget_names_soon(self.object(number), (name,))
             raise
         finally:
-            for number in directories:
+            for number, _ in changed:
                 self.listings.stale(number)
-                if is_in_doubt:
-                    await self.listings.on_uncached(number)
 
     @answering
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode == ROOT_ID:
             return self._look_up_node(name)
-        node, parent = await self.place(parent_inode)
-        found = await node.look_up(parent, name, self.callers.caller(ctx))
-        return self.entry(node, found.handle, found.attributes)
+        parent, caller = self.object(parent_inode), self.callers.caller(ctx)
+        node, handle = await self.place(parent_inode)
+        return self.entry(self.found(parent, name, await node.look_up(handle, name, caller)))
 
     def _look_up_node(self, name: bytes) -> EntryAttributes:
         if name.isdigit() and not name.startswith(b"0"):
@@ -87,63 +97,69 @@ class NameOperations(Foundation):
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise FUSEError(errno.EPERM)
-        node, parent = await self.place(parent_inode)
-        found = await self.changing_names(
-            node.make_node(parent, name, mode, ctx.umask, self.callers.caller(ctx)), parent_inode
-        )
-        return self.entry(node, found.handle, found.attributes)
+        parent, umask, caller = self.object(parent_inode), ctx.umask, self.callers.caller(ctx)
+        node, handle = await self.place(parent_inode)
+        making = node.make_node(handle, name, mode, umask, caller)
+        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
 
     @answering
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        node, parent = await self.place(parent_inode)
-        found = await self.changing_names(
-            node.make_directory(parent, name, stat.S_IMODE(mode), ctx.umask, self.callers.caller(ctx)), parent_inode
-        )
-        return self.entry(node, found.handle, found.attributes)
+        parent, umask, caller = self.object(parent_inode), ctx.umask, self.callers.caller(ctx)
+        node, handle = await self.place(parent_inode)
+        making = node.make_directory(handle, name, stat.S_IMODE(mode), umask, caller)
+        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
 
     @answering
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        node, parent = await self.place(parent_inode)
-        found = await self.changing_names(
-            node.make_symlink(parent, name, target, self.callers.caller(ctx)), parent_inode
-        )
-        return self.entry(node, found.handle, found.attributes)
+        parent, caller = self.object(parent_inode), self.callers.caller(ctx)
+        node, handle = await self.place(parent_inode)
+        making = node.make_symlink(handle, name, target, caller)
+        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
 
     @answering
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent, caller = self.object(new_parent_inode), self.callers.caller(ctx)
         node, handle = await self.place(inode)
-        parent_node, parent = await self.place(new_parent_inode)
+        parent_node, parent_handle = await self.place(new_parent_inode)
         node = self.same_node(node, parent_node)
-        found = await self.changing_names(
-            node.make_link(handle, parent, new_name, self.callers.caller(ctx)), new_parent_inode
-        )
-        return self.entry(node, found.handle, found.attributes)
+        making = node.make_link(handle, parent_handle, new_name, caller)
+        return self.entry(self.made(parent, new_name, await self.changing_names(making, (new_parent_inode, new_name))))
 
     @answering
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        node, parent = await self.place(parent_inode)
-        await self.changing_names(node.remove_name(parent, name, False, self.callers.caller(ctx)), parent_inode)
+        await self.remove(parent_inode, name, False, self.callers.caller(ctx))
 
     @answering
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         if parent_inode == ROOT_ID:
             raise FUSEError(errno.EBUSY)
+        await self.remove(parent_inode, name, True, self.callers.caller(ctx))
+
+    async def remove(self, parent_inode: int, name: bytes, directory: bool, caller: wire.Caller) -> None:
+        """unlink(2), or rmdir(2) where *directory*."""
         node, parent = await self.place(parent_inode)
-        await self.changing_names(node.remove_name(parent, name, True, self.callers.caller(ctx)), parent_inode)
+        await self.changing_names(node.remove_name(parent, name, directory, caller), (parent_inode, name))
 
     @answering
     async def rename(
         self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int,
         ctx: RequestContext,
     ) -> None:  # fmt: skip
-        node, parent = await self.place(parent_inode_old)
-        new_node, new_parent = await self.place(parent_inode_new)
+        await self.move(parent_inode_old, name_old, parent_inode_new, name_new, flags, self.callers.caller(ctx))
+
+    async def move(
+        self, old_number: int, old_name: bytes, new_number: int, new_name: bytes, flags: int, caller: wire.Caller
+    ) -> None:
+        """renameat2(2)."""
+        old_parent, new_parent = self.object(old_number), self.object(new_number)
+        node, old_handle = await self.place(old_number)
+        new_node, new_handle = await self.place(new_number)
         node = self.same_node(node, new_node)
-        await self.changing_names(
-            node.rename(parent, name_old, new_parent, name_new, flags, self.callers.caller(ctx)),
-            parent_inode_old,
-            parent_inode_new,
-        )
+        moving = node.rename(old_handle, old_name, new_handle, new_name, flags, caller)
+        await self.changing_names(moving, (old_number, old_name), (new_number, new_name))
+        self.recaller.moved(new_parent, new_name)
+        if flags & _RENAME_EXCHANGE:
+            self.recaller.moved(old_parent, old_name)
 
     @answering
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

@@ -1,12 +1,13 @@
 """A node and its objects as the mount sees them: each operation is one method that asks the owner.
 
-`RemoteNode` acts on handles, `remotefile.RemoteFile` on what is open.  This is where leases will be asked in the next
-issue: a method will first look whether the answer is held, and only then call the peer.  What it does not do: know
-FUSE, retry a call (the peer does), decide about access (the owner does).
+`RemoteNode` acts on handles, `remotefile.RemoteFile` on what is open.  What is cached under a lease is in the kernel
+(and Inode.xattrs), which then does not ask; so whatever is asked here is asked of the owner.  Answers carry only grants
+that count (heldleases.py).  What it does not do: know FUSE, retry a call (the peer does), decide about access (the
+owner does).
 
 What is owed to a node that is away (a close, an unlock) is kept and paid when it is back, so that nothing stays open or
-locked there; `tend` does that and takes the locks again soon after the owner restarted.  Called by operations*.py;
-built by daemon.py, which also runs `tend`.
+locked there; `tend` does that and takes the locks again soon after the owner restarted.  It also gives leases back and
+has everything dropped when they lapse (recall.py).  Called by operations*.py; built by daemon.py, which runs `tend`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from omfs import wire
 from omfs.config import WRITTEN_CLOSES_MAX
-from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
+from omfs.errors import HelloRefused, Interrupted, NameAbsent, NodeDown, OmfsError, OutcomeUnknown, RemoteFailure
 from omfs.mount.callers import ROOT
+from omfs.mount.counters import Counters
+from omfs.mount.heldleases import Granting, HeldLeases
 from omfs.net.peer import Peer
 
 if TYPE_CHECKING:
@@ -67,9 +70,14 @@ class RemoteNode:
     *doubtful*: files of which it may hold other locks than we know.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, counters: Counters | None = None) -> None:
         self.peer = peer
         self.node_id = peer.node_id
+        self.leases = HeldLeases(peer)
+        self.counters = counters if counters is not None else Counters()
+        self.on_lapsed: Callable[[], Awaitable[None]] | None = None  # make the kernel forget everything; by recall.py
+        self.on_root_changed: Callable[[], None] | None = None  # the same for the names of /mfs/<N>
+        self._lapsed = trio.Event()
         self.files: dict[bytes, set[RemoteFile]] = {}
         self.root_attributes: wire.Attributes | None = None  # as last seen
         self._root: bytes | None = None
@@ -88,54 +96,100 @@ class RemoteNode:
 
     # ------------------------------------------------------------ the tree's root
 
+    @property
+    def root_handle(self) -> bytes | None:
+        """Of the root of the tree, as last attached."""
+        return self._root
+
     async def root(self) -> bytes:
         """The handle of the root of the tree; asked again after a restart of the owner: its trees may differ."""
         if self._root is None or self._root_epoch != self.peer.epoch:
-            found = await self.peer.call(wire.AttachTree(ROOT), wire.Found)
+            found = await self.ask(wire.AttachTree(ROOT), wire.Found)
+            if found.handle != self._root:
+                self.leases.root.void = self.leases.new_lease(found.handle).void
+                if self.on_root_changed is not None:
+                    self.on_root_changed()
             self._root, self._root_epoch = found.handle, self.peer.epoch
             self.root_attributes = found.attributes
         return self._root
 
     def forget_root(self) -> None:
         """It turned out stale: the owner exports another tree now."""
-        self._root = None
+        self._root_epoch = -1
 
-    async def get_root_attributes(self) -> wire.Attributes | None:
+    async def get_root_attributes(self) -> wire.AttributesGot | None:
         """For `ls -l /mfs`: the owner's answer if it is there, otherwise at once the last one, or None."""
         if self.peer.state != "up" or (self._is_doubtful and self.peer.silent_s > _SILENT_S):
-            return self.root_attributes
+            return self._last_root_attributes()
         self._is_doubtful = True
+        got: wire.AttributesGot | None = None
         with trio.move_on_after(_SILENT_S):
             try:
-                self.root_attributes = await self.get_attributes(await self.root())
+                got = await self.get_attributes(await self.root())
+                self.root_attributes = got.attributes
             except RemoteFailure as error:
                 if error.errno != errno.ESTALE:
                     raise
                 self.forget_root()
                 await self.root()
             except NodeDown:
-                return self.root_attributes
+                return self._last_root_attributes()
             self._is_doubtful = False
-        return self.root_attributes
+        return got or self._last_root_attributes()
+
+    def _last_root_attributes(self) -> wire.AttributesGot | None:
+        return None if self.root_attributes is None else wire.AttributesGot(self.root_attributes)
+
+    # ------------------------------------------------------------ leases
+
+    async def ask(self, request: wire.Message, expect: type[Granting]) -> Granting:
+        """Ask the owner for something that it may grant a lease with."""
+        asked_in = self.leases.round
+        return self.leases.counts(asked_in, await self.peer.call(request, expect))
+
+    def lapse_soon(self) -> None:
+        """Its leases are void: have everything dropped."""
+        self.leases.look_at_term()
+        self._lapsed.set()
+
+    async def _drop_what_lapsed(self) -> None:
+        while True:
+            await self._lapsed.wait()
+            self._lapsed = trio.Event()
+            if self.on_lapsed is not None:
+                await self.on_lapsed()
+
+    async def _return_leases(self) -> None:
+        while True:
+            for request in await self.leases.wait_returns():
+                await self.settle(request)
 
     # ------------------------------------------------------------ names
 
     async def look_up(self, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
-        return await self.peer.call(wire.LookUp(parent, name, caller), wire.Found)
+        """Raises NameAbsent, also with grants that count."""
+        self.counters.asked_look_ups += 1
+        asked_in = self.leases.round
+        try:
+            return self.leases.counts(asked_in, await self.peer.call(wire.LookUp(parent, name, caller), wire.Found))
+        except NameAbsent as absent:
+            if not asked_in or self.leases.round != asked_in:
+                absent.serial = 0
+            raise
 
     async def make_node(self, parent: bytes, name: bytes, mode: int, umask: int, caller: wire.Caller) -> wire.Found:
-        return await self.peer.call(wire.MakeNode(parent, name, mode, umask, caller), wire.Found)
+        return await self.ask(wire.MakeNode(parent, name, mode, umask, caller), wire.Found)
 
     async def make_directory(
         self, parent: bytes, name: bytes, mode: int, umask: int, caller: wire.Caller
     ) -> wire.Found:
-        return await self.peer.call(wire.MakeDirectory(parent, name, mode, umask, caller), wire.Found)
+        return await self.ask(wire.MakeDirectory(parent, name, mode, umask, caller), wire.Found)
 
     async def make_symlink(self, parent: bytes, name: bytes, target: bytes, caller: wire.Caller) -> wire.Found:
-        return await self.peer.call(wire.MakeSymlink(parent, name, target, caller), wire.Found)
+        return await self.ask(wire.MakeSymlink(parent, name, target, caller), wire.Found)
 
     async def make_link(self, handle: bytes, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
-        return await self.peer.call(wire.MakeLink(handle, parent, name, caller), wire.Found)
+        return await self.ask(wire.MakeLink(handle, parent, name, caller), wire.Found)
 
     async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> None:
         await self.peer.call(wire.RemoveName(parent, name, directory, caller), wire.Done)
@@ -150,8 +204,9 @@ class RemoteNode:
 
     # ------------------------------------------------------------ attributes
 
-    async def get_attributes(self, handle: bytes) -> wire.Attributes:
-        return (await self.peer.call(wire.GetAttributes(handle), wire.AttributesGot)).attributes
+    async def get_attributes(self, handle: bytes) -> wire.AttributesGot:
+        self.counters.asked_attributes += 1
+        return await self.ask(wire.GetAttributes(handle), wire.AttributesGot)
 
     async def set_attributes(self, request: wire.SetAttributes) -> wire.Attributes:
         return (await self.peer.call(request, wire.AttributesGot)).attributes
@@ -164,12 +219,14 @@ class RemoteNode:
         return await self.peer.call(wire.StatFilesystem(handle), wire.FilesystemStatted)
 
     async def get_xattr(self, handle: bytes, name: bytes, caller: wire.Caller) -> bytes:
+        self.counters.asked_xattrs += 1
         return (await self.peer.call(wire.GetXattr(handle, name, caller), wire.XattrGot)).value
 
     async def set_xattr(self, handle: bytes, name: bytes, value: bytes, flags: int, caller: wire.Caller) -> None:
         await self.peer.call(wire.SetXattr(handle, name, value, flags, caller), wire.Done)
 
     async def list_xattrs(self, handle: bytes, caller: wire.Caller) -> tuple[bytes, ...]:
+        self.counters.asked_xattrs += 1
         return (await self.peer.call(wire.ListXattrs(handle, caller), wire.XattrsListed)).names
 
     async def remove_xattr(self, handle: bytes, name: bytes, caller: wire.Caller) -> None:
@@ -217,6 +274,8 @@ class RemoteNode:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_together, self._read)
             nursery.start_soon(self._close_together, self._written)
+            nursery.start_soon(self._return_leases)
+            nursery.start_soon(self._drop_what_lapsed)
             await self._look_after()
 
     async def _look_after(self) -> None:

@@ -19,6 +19,7 @@ import trio
 
 from omfs import wire
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.mount.inodes import Inode
 from omfs.mount.ranges import Range, changed, requests_for
 from omfs.mount.remote import RemoteNode
 from omfs.net.frames import Buffer
@@ -41,25 +42,25 @@ class LockLost(OmfsError):
 
 async def open_file(
     node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool = False
-) -> RemoteFile:
+) -> tuple[RemoteFile, wire.FileOpened]:
     """Open an existing object; *flags* as open(2).  *execute*: to run it, which asks for x, not for r."""
     flags &= _KEPT_FLAGS
-    opened = await node.peer.call(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
-    return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute)
+    opened = await node.ask(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
+    return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute), opened
 
 
 async def create_file(
     node: RemoteNode, parent: bytes, name: bytes, mode: int, umask: int, flags: int, caller: wire.Caller
-) -> tuple[RemoteFile, wire.Attributes]:
+) -> tuple[RemoteFile, wire.FileCreated]:
     """open(2) with O_CREAT."""
     flags &= _KEPT_FLAGS | os.O_EXCL
-    created = await node.peer.call(wire.CreateFile(parent, name, mode, umask, flags, caller), wire.FileCreated)
+    created = await node.ask(wire.CreateFile(parent, name, mode, umask, flags, caller), wire.FileCreated)
     kept = flags & ~(_ONCE_FLAGS | os.O_EXCL)
-    return RemoteFile(node, created.handle, created.open_id, caller, kept), created.attributes
+    return RemoteFile(node, created.handle, created.open_id, caller, kept), created
 
 
 async def open_directory(node: RemoteNode, handle: bytes, caller: wire.Caller) -> RemoteFile:
-    opened = await node.peer.call(wire.OpenDirectory(handle, caller), wire.FileOpened)
+    opened = await node.ask(wire.OpenDirectory(handle, caller), wire.FileOpened)
     return RemoteFile(node, handle, opened.open_id, caller, 0, directory=True)
 
 
@@ -81,6 +82,9 @@ class RemoteFile:
         self.handle = handle
         self.open_id = open_id
         self.appends = bool(flags & os.O_APPEND)
+        self.is_written = bool(flags & os.O_ACCMODE)
+        self.is_cached = False  # the kernel reads it through its page cache; set by operations_files.py
+        self.inode: Inode[RemoteNode] | None = None  # likewise
         self._caller = caller
         self._flags = flags
         self._directory = directory
@@ -100,6 +104,7 @@ class RemoteFile:
 
     async def read(self, offset: int, size_bytes: int) -> Buffer:
         """Up to *size_bytes*; fewer only at the end of the file."""
+        self.node.counters.asked_reads += 1
         return (await self._call_checked(lambda: wire.ReadBlocks(self.open_id, offset, size_bytes), wire.BlocksRead))[1]
 
     async def write(self, offset: int, data: Buffer, kill_set_id: bool = False) -> int:
@@ -152,7 +157,15 @@ class RemoteFile:
         return (await self._call_checked(through, wire.AttributesGot))[0].attributes
 
     async def read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
-        return await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
+        asked_in = self.node.leases.round
+        read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
+        return self.node.leases.counts(asked_in, read)
+
+    async def open_for_lease(self) -> wire.FileOpened:
+        """Open it once more, as it was opened, and close that at once: for what the owner grants with it."""
+        opened = await self.node.ask(self._open_again(), wire.FileOpened)
+        self.node.close_soon(opened.open_id, written=False)
+        return opened
 
     async def close(self) -> None:
         """Give it back; whatever happens, this open id is not used again."""
@@ -166,7 +179,7 @@ class RemoteFile:
             if not same:
                 del self.node.files[self.handle]
         if not self.holds_locks:
-            self.node.close_soon(self.open_id, written=bool(self._flags & os.O_ACCMODE))
+            self.node.close_soon(self.open_id, written=self.is_written)
             return
         for owner in list(self._ranges):  # open file description locks end with the description
             await self.node.settle(wire.ReleaseLocks(self.open_id, owner))

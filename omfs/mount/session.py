@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from omfs.errors import ConfigError
+from omfs.kernel.fusenotify import Notifier
 from omfs.kernel.mounting import MNT_DETACH, mount_at, unmount
 from omfs.kernel.mounttable import OMFS_TYPE
 from omfs.mount.loop import Loop
@@ -89,6 +90,7 @@ class Session:
         if hook.installed:
             hook.attach()
             loop = self._loop = Loop(hook, self._operations.interrupt)
+            self._operations.recaller.attach(Notifier(hook.fd))
             install_takers(hook, self._operations)
             self._lister = install_listing_takers(hook, self._operations)
             self._operations.watched_by(loop)
@@ -101,7 +103,7 @@ class Session:
 
     def _fuse_options(self) -> set[str]:
         name = self.options.spec.replace("\\", "\\\\").replace(",", "\\,")
-        return {f"fsname={name}", "subtype=omfs", "allow_other", *_last_words(self.options)}
+        return {f"fsname={name}", "subtype=omfs", "allow_other", "default_permissions", *_last_words(self.options)}
 
     def _set_read_ahead(self) -> None:
         line = mount_at(os.fsencode(self.mountpoint))  # not by stat: nobody answers yet
@@ -126,7 +128,7 @@ class Session:
         unmounted = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             loop.add_worker = lambda: nursery.start_soon(pyfuse3._session_loop, nursery, 1, 1)  # type: ignore[attr-defined]
-            nursery.start_soon(_until, unmounted, lister.tend)
+            nursery.start_soon(_until, unmounted, lister.tend, self._operations.recaller.run)
             await pyfuse3.main(min_tasks=1, max_tasks=1)
             unmounted.cancel()
 
@@ -138,9 +140,11 @@ class Session:
             pyfuse3.close(unmount=True)
 
 
-async def _until(scope: trio.CancelScope, function: Callable[[], Awaitable[None]]) -> None:
+async def _until(scope: trio.CancelScope, *functions: Callable[[], Awaitable[None]]) -> None:
     with scope:
-        await function()
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function)
 
 
 def _last_words(options: MountOptions) -> set[str]:

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from pyfuse3 import FUSEError
 
-from omfs import wire
-from omfs.errors import OmfsError
+from omfs.errors import NameAbsent, OmfsError
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.handlers import Foundation
 from omfs.mount.inodes import FIRST_OBJECT_ID, ROOT_ID
@@ -28,7 +27,6 @@ from omfs.mount.justtold import JustTold
 from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
-from omfs.mount.remote import RemoteNode
 from omfs.mount.remotefile import create_file
 
 log = logging.getLogger(__name__)
@@ -46,44 +44,49 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
     # The flags of now, not of open(2): fcntl(F_SETFL) may have changed O_APPEND.  What comes from the page cache
     # (a shared mmap) has its place.
     kill_set_id = bool(write.write_flags & abi.WRITE_KILL_SUIDGID)
-    if write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE:
-        return abi.write_reply(unique, await file.append(data, kill_set_id))
-    return abi.write_reply(unique, await file.write(write.offset, data, kill_set_id))
+    try:
+        if write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE:
+            return abi.write_reply(unique, await file.append(data, kill_set_id))
+        return abi.write_reply(unique, await file.write(write.offset, data, kill_set_id))
+    finally:
+        await operations.data_changed(file)
 
 
 def _look_up(just_told: JustTold) -> Handler:
     async def look_up(operations: FileOperations, request: memoryview, unique: int) -> bytes:
         hook = operations.hook
         thread, name, caller = hook.pid, abi.last_name(request), operations.callers.caller(hook)
-        node, parent = await operations.place(hook.node_id)
-        found = await node.look_up(parent, name, caller)
-        number, attr = _told(operations, node, found.handle, found.attributes)
-        just_told.note(thread, number, attr)
-        return abi.entry_reply(unique, number, attr)
+        parent = operations.object(hook.node_id)
+        node, handle = await operations.place(hook.node_id)
+        try:
+            told = operations.found(parent, name, await node.look_up(handle, name, caller))
+        except NameAbsent as absent:
+            absent_s = operations.absent_s(parent, name, absent)
+            if not absent_s:
+                raise
+            return abi.absent_reply(unique, absent_s)
+        attr = abi.attributes(told.number, told.attributes)
+        if told.was_known and told.entry_s:
+            operations.recaller.looked_up(parent.id, name)
+        if not told.attr_s:
+            just_told.note(thread, told.number, attr)
+        return abi.entry_reply(unique, told.number, attr, told.entry_s, told.attr_s)
 
     return look_up
-
-
-def _told(
-    operations: FileOperations, node: RemoteNode, handle: bytes, attributes: wire.Attributes
-) -> tuple[int, bytes]:
-    """FUSE node id and struct fuse_attr of an object that the kernel is told of: it counts as one look-up."""
-    inode = operations.inodes.find(node, handle)
-    inode.lookups += 1
-    return inode.id, abi.attributes(inode.id, attributes)
 
 
 async def _get_attributes(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     inode = operations.inodes.get(operations.hook.node_id)
     assert inode.handle is not None  # the directory of a node is not taken
-    return abi.attr_reply(unique, abi.attributes(inode.id, await inode.owner.get_attributes(inode.handle)))
+    got = await inode.owner.get_attributes(inode.handle)
+    return abi.attr_reply(unique, abi.attributes(inode.id, got.attributes), operations.attributes_s(inode, got))
 
 
 async def _remove(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
-    name, is_directory, caller = abi.last_name(request), hook.opcode == abi.RMDIR, operations.callers.caller(hook)
-    node, parent = await operations.place(hook.node_id)
-    await node.remove_name(parent, name, is_directory, caller)
+    await operations.remove(
+        hook.node_id, abi.last_name(request), hook.opcode == abi.RMDIR, operations.callers.caller(hook)
+    )
     return abi.reply(unique)
 
 
@@ -91,28 +94,36 @@ async def _rename(operations: FileOperations, request: memoryview, unique: int) 
     hook = operations.hook
     wanted = abi.rename_in(request) if hook.opcode == abi.RENAME else abi.rename2_in(request)
     caller = operations.callers.caller(hook)
-    node, parent = await operations.place(hook.node_id)
-    new_node, new_parent = await operations.place(wanted.new_parent)
-    Foundation.same_node(node, new_node)
-    await node.rename(parent, wanted.name, new_parent, wanted.new_name, wanted.flags, caller)
+    await operations.move(hook.node_id, wanted.name, wanted.new_parent, wanted.new_name, wanted.flags, caller)
     return abi.reply(unique)
 
 
-async def _make_directory(operations: FileOperations, request: memoryview, unique: int) -> bytes:
-    hook = operations.hook
-    wanted, caller = abi.mkdir_in(request), operations.callers.caller(hook)
-    node, parent = await operations.place(hook.node_id)
-    found = await node.make_directory(parent, wanted.name, stat.S_IMODE(wanted.mode), wanted.umask, caller)
-    return abi.entry_reply(unique, *_told(operations, node, found.handle, found.attributes))
+def _make_directory(just_told: JustTold) -> Handler:
+    async def make_directory(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+        hook = operations.hook
+        thread, number = hook.pid, hook.node_id
+        wanted, caller = abi.mkdir_in(request), operations.callers.caller(hook)
+        parent = operations.object(number)
+        node, handle = await operations.place(number)
+        making = node.make_directory(handle, wanted.name, stat.S_IMODE(wanted.mode), wanted.umask, caller)
+        found = await operations.changing_names(making, (number, wanted.name))
+        told = operations.made(parent, wanted.name, found)
+        attr = abi.attributes(told.number, told.attributes)
+        just_told.note(thread, told.number, attr)  # who makes a directory goes into it
+        return abi.entry_reply(unique, told.number, attr, told.entry_s, told.attr_s)
+
+    return make_directory
 
 
 async def _create(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
-    wanted, caller = abi.create_in(request), operations.callers.caller(hook)
-    node, parent = await operations.place(hook.node_id)
-    file, attributes = await create_file(node, parent, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
-    number, attr = _told(operations, node, file.handle, attributes)
-    return abi.create_reply(unique, number, attr, operations.number(file))
+    number, wanted, caller = hook.node_id, abi.create_in(request), operations.callers.caller(hook)
+    parent = operations.object(number)
+    node, handle = await operations.place(number)
+    creating = create_file(node, handle, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
+    opened = await operations.changing_names(creating, (number, wanted.name))
+    told, fh = await operations.create_number(parent, wanted.name, opened)
+    return abi.create_reply(unique, told.number, abi.attributes(told.number, told.attributes), told.entry_s, fh)
 
 
 async def _release(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -124,12 +135,15 @@ async def _release(operations: FileOperations, request: memoryview, unique: int)
 
 async def _open(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
-    return abi.open_reply(unique, await operations.open_number(hook.node_id, abi.open_flags(request), hook))
+    fh, flags = await operations.open_number(hook.node_id, abi.open_flags(request), hook)
+    return abi.open_reply(unique, fh, flags)
 
 
 async def _read(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     fh, offset, size_bytes = abi.read_in(request)
-    return abi.reply(unique, bytes(await operations.files[fh].read(offset, size_bytes)))
+    file = operations.files[fh]
+    reading = operations.read_cached(file, offset, size_bytes) if file.is_cached else file.read(offset, size_bytes)
+    return abi.reply(unique, bytes(await reading))
 
 
 async def _set_lock(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -151,7 +165,11 @@ async def _get_lock(operations: FileOperations, request: memoryview, unique: int
 
 async def _fallocate(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     wanted = abi.fallocate_in(request)
-    await operations.files[wanted.fh].allocate(wanted.mode, wanted.offset, wanted.size_bytes)
+    file = operations.files[wanted.fh]
+    try:
+        await file.allocate(wanted.mode, wanted.offset, wanted.size_bytes)
+    finally:
+        await operations.data_changed(file)
     return abi.reply(unique)
 
 
@@ -166,7 +184,10 @@ async def _copy_range(operations: FileOperations, request: memoryview, unique: i
     source, target = operations.files[wanted.source_fh], operations.files[wanted.target_fh]
     Foundation.same_node(source.node, target.node)  # EXDEV: the kernel or the program copies
     size_bytes = min(wanted.size_bytes, _COPY_MAX_BYTES)
-    copied = await source.copy_to(wanted.source_offset, target, wanted.target_offset, size_bytes)
+    try:
+        copied = await source.copy_to(wanted.source_offset, target, wanted.target_offset, size_bytes)
+    finally:
+        await operations.data_changed(target)
     return abi.number_reply(unique, copied) if is_64 else abi.write_reply(unique, copied)
 
 
@@ -176,7 +197,6 @@ _HANDLERS: Final[dict[int, Handler]] = {
     abi.UNLINK: _remove,
     abi.RENAME: _rename,
     abi.RENAME2: _rename,
-    abi.MKDIR: _make_directory,
     abi.CREATE: _create,
     abi.RELEASE: _release,
     abi.OPEN: _open,
@@ -196,6 +216,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     just_told = JustTold(hook.next_answers)
     for opcode, handler in _HANDLERS.items():
         hook.takers[opcode] = _taker(operations, handler)
+    hook.takers[abi.MKDIR] = _taker(operations, _make_directory(just_told))
     look_up = _taker(operations, _look_up(just_told))
     get_attributes = _taker(operations, _get_attributes)
 
@@ -206,7 +227,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
         number = hook.node_id
         attr = just_told.take(hook.pid, number)
         if attr is not None:
-            hook.answer(abi.attr_reply(hook.unique, attr))
+            hook.answer(abi.attr_reply(hook.unique, attr, 0))
             return None
         return PASSED if number < FIRST_OBJECT_ID else get_attributes(hook, request)
 

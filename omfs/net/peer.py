@@ -25,6 +25,7 @@ from omfs.config import BULK_LANE_FROM_BYTES, Settings
 from omfs.errors import (
     HelloRefused,
     Interrupted,
+    NameAbsent,
     NodeDown,
     OmfsError,
     OpenLost,
@@ -227,6 +228,8 @@ class Peer(LeaseHolder):
             if reply.errno == errno.EINTR and call.cancel_wanted:
                 return Interrupted(f"{type(call.request).__name__} was interrupted")
             return RemoteFailure(reply.errno, reply.text)
+        if isinstance(reply, wire.NameMissing) and isinstance(call.request, wire.LookUp):
+            return NameAbsent(reply.serial, reply.parent_mode)
         text = f"answered {type(call.request).__name__} with {type(reply).__name__}, not {expect.__name__}"
         self._drop(text)
         return WireError(f"node {self.node_id} {text}")

@@ -23,6 +23,8 @@ class FakePeer:
     node_id = 2
     silent_s = 0.0
     linger = None
+    lease_round = 0
+    on_recall = on_recall_seen = on_lapse = None
 
     def __init__(self) -> None:
         self.state = "up"
@@ -91,4 +93,4 @@ class FakePeer:
 
 
 async def opened(node: RemoteNode, flags: int = os.O_RDWR) -> RemoteFile:
-    return await open_file(node, b"handle", flags, USER)
+    return (await open_file(node, b"handle", flags, USER))[0]

@@ -6,14 +6,32 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from omfs.cache.holder import Lease
 from omfs.errors import StaleHandle
 from omfs.mount import inodes
 from omfs.mount.inodes import ROOT_ID, InodeTable, directory_id
 
 
+class Leases:
+    """Counts what is given back."""
+
+    round = 1
+
+    def __init__(self) -> None:
+        self.root = Lease()
+        self.dropped: list[bytes] = []
+
+    def new_lease(self, handle: bytes) -> Lease:
+        return Lease()
+
+    def drop_lease(self, handle: bytes, lease: Lease) -> None:
+        self.dropped.append(handle)
+
+
 class Node:
     def __init__(self, node_id: int) -> None:
         self.node_id = node_id
+        self.leases = Leases()
 
 
 def test_ids_do_not_depend_on_the_order_of_look_ups() -> None:

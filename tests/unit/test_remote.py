@@ -62,7 +62,7 @@ async def test_after_a_restart_the_file_is_opened_again_and_the_call_repeated(pe
 
 
 async def test_a_program_is_opened_again_as_one(peer: FakePeer, node: RemoteNode) -> None:
-    file = await open_file(node, b"handle", os.O_RDONLY | 0x20, USER, execute=True)
+    file, _ = await open_file(node, b"handle", os.O_RDONLY | 0x20, USER, execute=True)
     peer.restart()
     await file.read(0, 10)
     assert [(request.flags, request.execute) for request in peer.of(wire.OpenFile)] == [(os.O_RDONLY, True)] * 2
@@ -79,7 +79,7 @@ async def test_tasks_that_meet_a_restart_together_open_once(peer: FakePeer, node
 
 
 async def test_both_files_of_a_copy_are_opened_again(peer: FakePeer, node: RemoteNode) -> None:
-    source, target = await opened(node), await open_file(node, b"other", os.O_RDWR, USER)
+    source, (target, _) = await opened(node), await open_file(node, b"other", os.O_RDWR, USER)
     peer.restart()
     assert await source.copy_to(0, target, 5, 10) == 10
     assert {source.open_id, target.open_id} == peer.opens
@@ -210,23 +210,23 @@ async def test_locks_are_taken_again_soon_after_a_restart(
 async def test_the_root_is_asked_once_and_shown_while_the_node_is_away(
     peer: FakePeer, node: RemoteNode, autojump_clock: trio.testing.MockClock
 ) -> None:
-    assert await node.get_root_attributes() == ATTRIBUTES
+    assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)
     assert await node.root() == b"root"
     assert len(peer.of(wire.AttachTree)) == 1
     peer.state = "down"
-    assert await node.get_root_attributes() == ATTRIBUTES
+    assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)
     peer.state, peer.silence = "up", True
     begun = trio.current_time()
-    assert await node.get_root_attributes() == ATTRIBUTES
+    assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)
     assert trio.current_time() - begun <= 1
     peer.silent_s = 5.0
     begun = trio.current_time()
-    assert await node.get_root_attributes() == ATTRIBUTES  # not waited for a second time
+    assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)  # not waited for a second time
     assert trio.current_time() == begun
 
 
 async def test_a_stale_root_is_asked_again(peer: FakePeer, node: RemoteNode) -> None:
     await node.get_root_attributes()
     peer.refuse[wire.GetAttributes] = RemoteFailure(116)
-    assert await node.get_root_attributes() == ATTRIBUTES
+    assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)
     assert len(peer.of(wire.AttachTree)) == 2

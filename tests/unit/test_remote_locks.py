@@ -76,7 +76,7 @@ async def test_a_lost_lock_stops_the_files_use(peer: FakePeer, node: RemoteNode,
 async def test_what_meets_the_restart_itself_does_not_go_on_without_its_lock(
     peer: FakePeer, node: RemoteNode, how: str
 ) -> None:
-    file, other = await opened(node), await open_file(node, b"other", os.O_RDWR, USER)
+    file, (other, _) = await opened(node), await open_file(node, b"other", os.O_RDWR, USER)
     await file.lock_file(fcntl.LOCK_EX, True)
     peer.restart()
     peer.refuse[wire.LockFile] = RemoteFailure(11)

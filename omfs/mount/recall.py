@@ -1,0 +1,388 @@
+"""What this node's kernel must forget, and in which order: recalls of the owners, and leases that lapse.
+
+A recall reads like this:
+    seen        at once, in the order of arrival: what was granted before it is void, also where it is still on its way
+    begin       nothing of the object is granted from here on
+    pass        the kernel is told, from a thread: first the names, then the attributes, listing and pages
+    again       if anything was told to the kernel during the pass
+    end         the lease is down to what the owner leaves; returning from `recall` is the answer
+
+Names come first because dropping one takes the directory's lock: LOOKUPs and READDIRs under way hold it, so their
+replies are processed by then.  A directory without names to drop is locked by dropping one that cannot exist.  The
+kernel discards attributes that were on their way when it was told (its attr_version), in LOOKUP, READDIRPLUS and
+GETATTR; other replies never carry attributes that stay valid (handlers.py).  What the kernel says it does not know may
+be on its way too: it is told again until it knows, or has forgotten.
+
+Names are expired, not dropped: a current directory or an open file keeps its path.  Only an expired name is looked up
+again without the directory's lock, so for a while after such a look-up the name is dropped for real.
+
+A READ is never kept waiting.  One that is answered without a data lease, of a file that is cached otherwise, fills
+pages that nobody recalls: they are dropped at once (`drop_pages_soon`), and a recall waits for those drops it finds
+under way.
+
+Threads because each notification may wait for requests that only this daemon answers; plenty of them, and apart for
+names and for data, so that those that wait do not stop others.  They are left alone when the mount ends.
+Called through the peers' callbacks and by operations*.py; the session gives it the device and runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+import trio
+
+from omfs import wire
+from omfs.cache.holder import Holder, Lease
+from omfs.kernel.fusenotify import Notifier
+from omfs.mount.counters import Counters
+from omfs.mount.inodes import Inode, InodeTable
+from omfs.mount.remote import RemoteNode
+from omfs.wiretypes import Mode
+
+log = logging.getLogger(__name__)
+
+THREADS_MAX: Final = 256  # of each kind
+REVALIDATED_S: Final = 10.0  # until then the kernel may still be processing the answer to a repeated look-up
+_REVALIDATED_MAX: Final = 65536
+_AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet; doubled up to ...
+_AGAIN_MAX_S: Final = 0.1
+_UNKNOWN_MAX_S: Final = 10.0  # about the term: by then it is forgotten, and its FORGET was lost with a request
+_AT_ONCE: Final = 16  # objects for one thread when everything is dropped: one of them may wait
+_BARRIER: Final = b"\xff" * 256  # longer than any owner's names
+
+
+class Doomed(NamedTuple):
+    """What the kernel shall forget of one inode, besides its attributes."""
+
+    number: int
+    names: tuple[bytes, ...]  # of a directory
+    dropped: frozenset[bytes]  # those of them that must be dropped for real
+    is_directory: bool
+    pages: bool
+
+
+class Recaller:
+    """One per mount."""
+
+    def __init__(
+        self, inodes: InodeTable[RemoteNode], on_stale: Callable[[int], None], counters: Counters | None = None
+    ) -> None:
+        """*on_stale*: listings of this directory serve no longer (Listings.stale)."""
+        self.notifier: Notifier | None = None  # without it nothing is ever cached
+        self._served: set[RemoteNode] = set()
+        self.counters = counters if counters is not None else Counters()
+        self._inodes = inodes
+        self._on_stale = on_stale
+        self._nursery: trio.Nursery | None = None
+        self._revalidated: dict[tuple[int, bytes], float] = {}  # oldest first
+        self._name_threads = trio.CapacityLimiter(THREADS_MAX)
+        self._data_threads = trio.CapacityLimiter(THREADS_MAX)
+
+    async def run(self) -> None:
+        """What is to be dropped besides recalls is dropped here; as long as the mount."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def attach(self, notifier: Notifier) -> None:
+        """The kernel can be told from here on, so it may cache."""
+        self.notifier = notifier
+        for node in self._served:
+            node.leases.is_enabled = True
+
+    def serve(self, node: RemoteNode) -> None:
+        """Hear what this owner recalls."""
+        self._served.add(node)
+        node.leases.is_enabled = self.notifier is not None
+        node.leases.all_leases = lambda: (inode.lease for inode in self._inodes.of_owner(node))
+        node.on_lapsed = functools.partial(self._drop_lapsed, node)
+        node.on_root_changed = functools.partial(self._root_changed, node)
+        node.peer.on_recall_seen = functools.partial(self.seen, node)
+        node.peer.on_recall = functools.partial(self.recall, node)
+        node.peer.on_lapse = functools.partial(self._lapse, node)
+
+    # ------------------------------------------------------------ recalls
+
+    def seen(self, node: RemoteNode, recall: wire.Recall) -> None:
+        """A recall was taken from the connection."""
+        leases = node.leases
+        leases.look_at_term()
+        if isinstance(recall, wire.RecallAll):
+            leases.holder.seen_all(leases.all_leases(), recall.serial)
+            for inode in self._inodes.of_owner(node):
+                inode.broken()
+            return
+        known = self._known(node, recall.handle)
+        leases.holder.seen(recall.handle, known.lease if known is not None else None, recall.serial)
+        if known is not None:
+            known.broken()
+
+    async def recall(self, node: RemoteNode, recall: wire.Recall) -> None:
+        """Returns when nothing of what is recalled is cached here."""
+        begun_s = time.perf_counter()
+        if isinstance(recall, wire.RecallAll):
+            await self._forget_all(node)
+        else:
+            known = self._known(node, recall.handle)
+            if known is not None:
+                if isinstance(recall, wire.RecallNames):
+                    await self._forget(known, recall.names, known.lease.mode)
+                elif recall.mode is Mode.NONE:  # else only writes would have to be given up
+                    await self._forget(known, None, recall.mode)
+        self.counters.recalled(time.perf_counter() - begun_s)
+
+    def _known(self, node: RemoteNode, handle: bytes) -> Inode[RemoteNode] | None:
+        if handle == node.root_handle:
+            return self._inodes.directory(node)
+        return self._inodes.known(node, handle)
+
+    async def _forget(self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode) -> None:
+        """One object: these *names* and its attributes, or (None) everything, with *left* as what its lease becomes."""
+        lease = inode.lease
+        if self.notifier is None:
+            return
+        Holder.begin_recall(lease)
+        try:
+            again = _Again()
+            while True:
+                Holder.begin_pass(lease)
+                self.counters.passes += 1
+                is_known = await self._pass(inode, lease.take_names() if names is None else names)
+                if not is_known and inode.lookups > 0 and not again.is_over:
+                    await again.wait()
+                elif Holder.is_done(lease):
+                    break
+            for dropping in tuple(inode.dropping):
+                await dropping.wait()
+        finally:
+            Holder.end_recall(lease, left)
+
+    async def _pass(self, inode: Inode[RemoteNode], names: tuple[bytes, ...]) -> bool:
+        """False: the kernel does not know the object."""
+        notifier = self.notifier
+        assert notifier is not None
+        doomed = self._doomed(inode, names)
+        if not doomed.is_directory and not doomed.pages:
+            return _forget(notifier, doomed)  # never waits
+        threads = self._name_threads if doomed.is_directory else self._data_threads
+        return await trio.to_thread.run_sync(_forget, notifier, doomed, limiter=threads, abandon_on_cancel=True)
+
+    def _doomed(self, inode: Inode[RemoteNode], names: tuple[bytes, ...]) -> Doomed:
+        if inode.is_directory:
+            self._on_stale(inode.id)
+        self.counters.dropped_names += len(names)
+        pages = inode.lease.data or self._is_cached(inode)
+        self.counters.dropped_pages += pages
+        recent_s = trio.current_time() - REVALIDATED_S
+        dropped = frozenset(name for name in names if self._revalidated.get((inode.id, name), recent_s) > recent_s)
+        return Doomed(inode.id, names, dropped, inode.is_directory, pages)
+
+    @staticmethod
+    def _is_cached(inode: Inode[RemoteNode]) -> bool:
+        files = inode.owner.files.get(inode.handle, ()) if inode.handle is not None else ()
+        return any(file.is_cached for file in files)
+
+    # ------------------------------------------------------------ everything of an owner
+
+    def _lapse(self, node: RemoteNode, reason: str) -> None:
+        self.counters.lapses += 1
+        for inode in self._inodes.of_owner(node):
+            inode.broken()
+        node.lapse_soon()
+
+    async def _drop_lapsed(self, node: RemoteNode) -> None:
+        await self._forget_all(node)
+        node.peer.lapse_handled()
+
+    async def forget_node(self, node: RemoteNode) -> None:
+        """It left the map: nothing of it will be recalled any more."""
+        self._served.discard(node)
+        node.leases.is_enabled = False
+        await self._forget_all(node)
+
+    def _root_changed(self, node: RemoteNode) -> None:
+        directory = self._inodes.directory(node)
+        if directory is not None and self._nursery is not None:
+            self._nursery.start_soon(self._forget, directory, None, Mode.NONE)
+
+    async def _forget_all(self, node: RemoteNode) -> None:
+        """Attributes first, as that never waits: without them nobody gets past a directory without asking."""
+        notifier = self.notifier
+        if notifier is None:
+            return
+        inodes = [inode for inode in self._inodes.of_owner(node) if _may_be_cached(inode)]
+        leases = [inode.lease for inode in inodes]
+        for lease in leases:
+            Holder.begin_recall(lease)
+        try:
+            numbers = [inode.id for inode in inodes]
+            await trio.to_thread.run_sync(
+                _forget_attributes, notifier, numbers, limiter=self._data_threads, abandon_on_cancel=True
+            )
+            left, again = inodes, _Again()
+            while left := await self._pass_all(left, again):
+                await again.wait()
+            for inode in inodes:
+                for dropping in tuple(inode.dropping):
+                    await dropping.wait()
+        finally:
+            for lease in leases:
+                Holder.end_recall(lease, Mode.NONE)
+
+    async def _pass_all(self, inodes: list[Inode[RemoteNode]], again: _Again) -> list[Inode[RemoteNode]]:
+        """Returns those that need another pass."""
+        unknown: set[int] = set()
+        async with trio.open_nursery() as nursery:
+            for start in range(0, len(inodes), _AT_ONCE):
+                some = inodes[start : start + _AT_ONCE]
+                for inode in some:
+                    Holder.begin_pass(inode.lease)
+                self.counters.passes += len(some)
+                doomed = [self._doomed(inode, inode.lease.take_names()) for inode in some]
+                nursery.start_soon(self._forget_several, doomed, unknown)
+        return [
+            inode
+            for inode in inodes
+            if not Holder.is_done(inode.lease) or (inode.id in unknown and inode.lookups > 0 and not again.is_over)
+        ]
+
+    async def _forget_several(self, several: list[Doomed], unknown: set[int]) -> None:
+        notifier = self.notifier
+        assert notifier is not None
+        unknown.update(
+            await trio.to_thread.run_sync(
+                _forget_each, notifier, several, limiter=self._name_threads, abandon_on_cancel=True
+            )
+        )
+
+    # ------------------------------------------------------------ for operations
+
+    def looked_up(self, parent: int, name: bytes) -> None:
+        """A LOOKUP is being answered with an object that the kernel knew already: it may be looking again."""
+        key = (parent, name)
+        self._revalidated.pop(key, None)
+        self._revalidated[key] = trio.current_time()
+        while len(self._revalidated) > _REVALIDATED_MAX or (
+            next(iter(self._revalidated.values())) < trio.current_time() - REVALIDATED_S
+        ):
+            del self._revalidated[next(iter(self._revalidated))]
+
+    def moved(self, directory: Inode[RemoteNode], name: bytes) -> None:
+        """A RENAME is being answered: the kernel takes what it knew under another name as known under this one."""
+        lease = directory.lease
+        lease.told = True
+        if lease.is_held and directory.owner.leases.round:
+            if lease.names is None:
+                lease.names = set()
+            lease.names.add(name)
+        else:
+            if lease.recalls:
+                lease.names = {name, *(lease.names or ())}
+            self.forget_names_soon(directory, (name,))
+
+    def forget_names_soon(self, directory: Inode[RemoteNode], names: tuple[bytes, ...]) -> None:
+        """Nobody knows what became of them; as soon as the kernel has processed the answer that is being given."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget, directory, names, directory.lease.mode)
+
+    def forget_soon(self, inode: Inode[RemoteNode]) -> None:
+        """Nobody knows what became of the object: likewise."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget, inode, None, Mode.NONE)
+
+    async def drop_pages(self, inode: Inode[RemoteNode], offset: int = 0, size_bytes: int = 0) -> None:
+        """Returns when the kernel has none of these pages that it had, or was about to get."""
+        if self.notifier is not None:
+            await self._drop_pages(inode, offset, size_bytes, _dropping(inode))
+
+    def drop_pages_soon(self, inode: Inode[RemoteNode], offset: int, size_bytes: int) -> None:
+        """The READ that is being answered fills pages that no lease covers."""
+        if self.notifier is not None and self._nursery is not None:
+            self._nursery.start_soon(self._drop_pages, inode, offset, size_bytes, _dropping(inode))
+
+    async def _drop_pages(
+        self, inode: Inode[RemoteNode], offset: int, size_bytes: int, dropping: trio.Event
+    ) -> None:  # fmt: skip
+        notifier = self.notifier
+        assert notifier is not None
+        self.counters.dropped_pages += 1
+        try:
+            await trio.to_thread.run_sync(
+                _drop_pages, notifier, inode.id, offset, size_bytes,
+                limiter=self._data_threads, abandon_on_cancel=True,
+            )  # fmt: skip
+        finally:
+            inode.dropping.discard(dropping)
+            dropping.set()
+
+
+class _Again:
+    """Waits between passes, for what the kernel does not know yet."""
+
+    def __init__(self) -> None:
+        self._wait_s = _AGAIN_S
+        self._until_s = trio.current_time() + _UNKNOWN_MAX_S
+
+    @property
+    def is_over(self) -> bool:
+        return trio.current_time() > self._until_s
+
+    async def wait(self) -> None:
+        await trio.sleep(self._wait_s)
+        self._wait_s = min(2 * self._wait_s, _AGAIN_MAX_S)
+
+
+def _dropping(inode: Inode[RemoteNode]) -> trio.Event:
+    event = trio.Event()
+    inode.dropping.add(event)
+    return event
+
+
+def _may_be_cached(inode: Inode[RemoteNode]) -> bool:
+    lease: Lease = inode.lease
+    return lease.mode is not Mode.NONE or lease.told or lease.names is not None or lease.recalls > 0 or lease.data
+
+
+# ---------------------------------------------------------------- in threads
+
+
+def _forget(notifier: Notifier, doomed: Doomed) -> bool:
+    """False: the kernel does not know the object.  The one order that is right, see above."""
+    number = doomed.number
+    try:
+        if doomed.is_directory:
+            for name in doomed.names or (_BARRIER,):
+                notifier.inval_entry(number, name, expire=name not in doomed.dropped)
+        if doomed.is_directory or doomed.pages:
+            return notifier.inval_inode(number)
+        return notifier.inval_attributes(number)
+    except OSError as error:  # unmounted
+        log.debug("inode %d: %s", number, error)
+        return True
+
+
+def _forget_each(notifier: Notifier, several: Iterable[Doomed]) -> list[int]:
+    """Returns those that the kernel does not know."""
+    return [doomed.number for doomed in several if not _forget(notifier, doomed)]
+
+
+def _forget_attributes(notifier: Notifier, numbers: list[int]) -> None:
+    try:
+        for number in numbers:
+            notifier.inval_attributes(number)
+    except OSError as error:  # unmounted
+        log.debug("attributes: %s", error)
+
+
+def _drop_pages(notifier: Notifier, number: int, offset: int, size_bytes: int) -> None:
+    try:
+        notifier.inval_inode(number, offset, size_bytes)
+    except OSError as error:  # unmounted
+        log.debug("pages of inode %d: %s", number, error)

@@ -1,0 +1,45 @@
+"""The extended attributes of one object as they are known under its lease: values, names, and that one is missing.
+
+The kernel asks for some again and again (security.capability at every exec, system.posix_acl_* at permission checks)
+and keeps none but ACLs.  What root gets to see may differ from what others do (trusted.*, a squashed root), so it is
+kept apart.  Whether an answer may be kept is the caller's to know (`Inode.hold`).  Pure; bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+KEPT_MAX: Final = 32  # answers, of one object
+VALUE_MAX_BYTES: Final = 4096
+KEPT_ERRORS: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+ACL_NAMES: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+
+
+class Xattrs:
+    """Answers by (root asked, name)."""
+
+    __slots__ = ("_lists", "_values")
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[bool, bytes], bytes | int] = {}
+        self._lists: dict[bool, tuple[bytes, ...]] = {}
+
+    def value(self, by_root: bool, name: bytes) -> bytes | int | None:
+        """The value, or the errno that the owner answered; None: not known."""
+        return self._values.get((by_root, name))
+
+    def keep_value(self, by_root: bool, name: bytes, answer: bytes | int) -> None:
+        """*answer*: a value or one of KEPT_ERRORS."""
+        if isinstance(answer, bytes) and len(answer) > VALUE_MAX_BYTES:
+            return
+        if len(self._values) >= KEPT_MAX:
+            self._values.clear()
+        self._values[by_root, name] = answer
+
+    def names(self, by_root: bool) -> tuple[bytes, ...] | None:
+        return self._lists.get(by_root)
+
+    def keep_names(self, by_root: bool, names: tuple[bytes, ...]) -> None:
+        if sum(map(len, names)) <= VALUE_MAX_BYTES:
+            self._lists[by_root] = names
