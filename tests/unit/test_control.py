@@ -283,7 +283,8 @@ def test_places_where_no_socket_can_be(tmp_path: Path) -> None:
 
 DESCRIBED = {
     "node": 2, "state": "up", "address": "10.0.0.2", "software": "omfs 0.1.0", "refusal": "", "epoch": 1,
-    "round_trip_us": 125, "silent_s": 0.5, "lapses": 3, "requests": 10, "in_flight": 1, "bytes_in": 100, "bytes_out": 200,
+    "round_trip_us": 125, "silent_s": 0.5, "lapses": 3, "requests": 10, "in_flight": 1,
+    "bytes_in": 100, "bytes_out": 200,
 }  # fmt: skip
 
 
