@@ -30,7 +30,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from omfs.mount.counters import BOUNDS_US, Counters
+from omfs.cache.latency import BOUNDS_S
+from omfs.mount.counters import Counters
 from omfs.net import metricsport
 from omfs.net.control import LeasesStatus, NodeStatus, OwnerStatus, StatusReply
 
@@ -100,7 +101,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
 
 
-def _histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float | None) -> Metric:
+def _histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Metric:
     """*counts*: up to each bound and over the one before; the last: over all."""
     buckets: list[tuple[str, float]] = []
     so_far = 0
@@ -186,6 +187,11 @@ _ASKED: Final = (
     "caches under a lease never comes to the daemon and cannot be counted."
 )
 
+_ANSWERED: Final = (
+    "Questions that the daemon answered under a lease, without the owner. The hits in the kernel's own caches are not "
+    "among them: they never come to the daemon and cannot be counted."
+)
+
 
 def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
     """The others' trees, used from here."""
@@ -193,6 +199,7 @@ def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
     yield from _nodes(status.nodes)
     counts = counters.describe()
     yield _by_kind("omfs_mount_asked", _ASKED, "asked_", counts)
+    yield _by_kind("omfs_mount_answered", _ANSWERED, "answered_", counts)
     yield _counter("omfs_mount_recalls", "Recalls answered.", counters.recalls)
     yield _counter("omfs_mount_recall_passes", "Times that the kernel was told what to forget.", counters.passes)
     yield _counter("omfs_mount_dropped_names", "Names that the kernel was told to forget.", counters.dropped_names)
@@ -200,9 +207,9 @@ def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
     yield _histogram(
         "omfs_mount_recall_duration_seconds",
         "Time from hearing a recall to answering it.",
-        [bound_us / 1e6 for bound_us in BOUNDS_US],
-        counters.latencies,
-        None,
+        BOUNDS_S,
+        counters.latency.buckets,
+        counters.latency.sum_s,
     )
 
 

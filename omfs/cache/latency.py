@@ -1,7 +1,7 @@
 """How long recalls took: a histogram with fixed bounds, as metrics want it.  Pure.
 
 The same bounds at the owner (from sending to the answer) and at the holder (from hearing to answering), so that the two
-can be held against each other.  Called by export/leasing.py.
+can be held against each other.  Called by export/leasing.py and mount/counters.py.
 """
 
 from __future__ import annotations

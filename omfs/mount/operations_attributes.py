@@ -114,6 +114,7 @@ class AttributeOperations(FileOperations):
         if hold is not None and known.xattrs is not None:
             answer = known.xattrs.value(by_root, name)
             if answer is not None:
+                self.counters.answered_xattrs += 1
                 return _value(name, answer)
         node, handle = await self.place(inode)
         try:
@@ -144,6 +145,7 @@ class AttributeOperations(FileOperations):
         if hold is not None and known.xattrs is not None:
             names = known.xattrs.names(by_root)
             if names is not None:
+                self.counters.answered_xattrs += 1
                 return names
         node, handle = await self.place(inode)
         names = await node.list_xattrs(handle, caller)

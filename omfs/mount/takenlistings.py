@@ -63,6 +63,8 @@ class Lister:
         snapshot, position = listings.find(number, inode, offset)
         if inode is None and not snapshot.at_end:
             listings.extend(snapshot, self._nodes(number), wire.Mode.SHARED, at_end=True, cursor=0)
+        if inode is not None and not offset and snapshot.mode is not None:
+            operations.counters.answered_listings += 1
         for index, (dot, dot_number) in enumerate(((b".", number), (b"..", ROOT_ID))):
             # The kernel takes only the inode number and the type of these two and counts no look-up.
             if position == index and reply.add(dot_number, dirs.DT_DIR, dot, snapshot.cookie(index + 1)):
@@ -107,6 +109,7 @@ class Lister:
             file = snapshot.file
             if file is None:
                 file = snapshot.file = await open_directory(node, handle, caller)
+            self._operations.counters.asked_listings += 1
             read = await file.read_directory(snapshot.cursor, _piece_bytes(reply, snapshot, len(handle)))
             return self._take(reply, snapshot, index, node, read)
         except OmfsError as error:

@@ -129,6 +129,7 @@ def test_a_mount_tells_how_the_nodes_are() -> None:
 def test_a_mount_tells_of_its_caches() -> None:
     counters = Counters()
     counters.asked_look_ups, counters.asked_reads = 5, 6
+    counters.answered_listings = 7
     counters.passes, counters.dropped_names, counters.dropped_pages = 8, 9, 10
     counters.recalled(0.00007)
     counters.recalled(30.0)
@@ -138,10 +139,12 @@ def test_a_mount_tells_of_its_caches() -> None:
     assert one(samples, "omfs_mount_asked_total", what="look_ups") == 5
     assert one(samples, "omfs_mount_asked_total", what="reads") == 6
     assert one(samples, "omfs_mount_asked_total", what="xattrs") == 0
+    assert one(samples, "omfs_mount_answered_total", what="listings") == 7
     told = {"recalls_total": 2, "recall_passes_total": 8, "dropped_names_total": 9, "dropped_pages_total": 10}
     assert {name: one(samples, f"omfs_mount_{name}") for name in told} == told
-    took = "omfs_mount_recall_duration_seconds_bucket"
-    assert [one(samples, took, le=le) for le in ("5e-05", "0.0001", "5.0", "+Inf")] == [0, 1, 1, 2]
+    took = "omfs_mount_recall_duration_seconds"
+    assert [one(samples, f"{took}_bucket", le=le) for le in ("5e-05", "0.0001", "5.0", "+Inf")] == [0, 1, 1, 2]
+    assert (one(samples, f"{took}_count"), one(samples, f"{took}_sum")) == (2, pytest.approx(30.00007))
 
 
 def test_the_document_names_every_metric() -> None:
@@ -155,7 +158,7 @@ def test_the_document_names_every_metric() -> None:
 def test_everything_that_a_mount_counts_is_told() -> None:
     """A counter that is added and not told here would be missed by nobody."""
     counters = Counters()
-    values = {name: 1000 + index for index, name in enumerate(Counters.__slots__) if name != "latencies"}
+    values = {name: 1000 + index for index, name in enumerate(Counters.__slots__) if name != "latency"}
     for name, value in values.items():
         setattr(counters, name, value)
     told = set(mount_samples(counters, UP).values())
