@@ -1,8 +1,8 @@
 """A world for the machines of leases: an owner with a disk, an unreliable network, time, and an oracle.
 
-The nodes and their kernels are in leasekernel.py.  Everything that waits is a `Task`, a generator that yields what it
-waits for; whoever drives the world chooses which task goes on or which frame arrives next, and when connections are
-cut, nodes crash, the owner restarts, time passes.
+The nodes are in leasenode.py, their kernels in leasekernel.py.  Everything that waits is a `Task`, a generator that
+yields what it waits for; whoever drives the world chooses which task goes on or which frame arrives next, and when
+connections are cut, nodes crash, the owner restarts, time passes.
 
 Oracle: every object and every name is a register with a version.  What a call changed is *returned* when the call
 is.  From then on no node may have an older version in its caches, nor may a call that starts then see one.  In the end
@@ -24,7 +24,7 @@ from omfs.cache.rules import Use
 from omfs.wiretypes import Mode
 
 if TYPE_CHECKING:
-    from tests.unit.leasekernel import Node
+    from tests.unit.leasenode import Node
 
 TERM_S: Final = 12.0
 FILES: Final = (b"f", b"g")
@@ -46,6 +46,7 @@ class Rules:
     changes_time_out: bool = True  # replies of changes carry attributes that may not be cached
     forgets_moved: bool = True  # a dentry moved by our own rename counts as told under its new name, or is forgotten
     drops_revalidated: bool = True  # a name that may be looked up again without the lock is dropped, not expired
+    forgets_attributes: bool = True  # with the names of a directory also its attributes
     locks_always: bool = True  # a directory without names to forget is locked all the same
     outdates_parents: bool = True  # our own change of a name outdates replies about the directory under way
     counts_rounds: bool = True  # a grant counts only in the round of validity in which it was asked for
@@ -151,6 +152,7 @@ class Task:
     whose: object  # a Node, or the owner's epoch: dies with it
     is_call: bool = False
     until: Callable[[], bool] | None = None
+    is_frozen: bool = False  # its process does not get to run, until `thaw`
 
     def is_ready(self) -> bool:
         return self.until is None or self.until()
@@ -192,7 +194,11 @@ class World:
         choices: list[Task | tuple[Node, deque[Any], bool]] = []
         for node in self.nodes if only is None else ():
             choices += [(node, frames, frames is node.up) for frames in (node.up, node.down, node.bulk) if frames]
-        choices += [task for task in self.tasks if only in (None, task.whose) and task.is_ready()]
+        choices += [
+            task
+            for task in self.tasks
+            if only in (None, task.whose) and not (task.is_frozen and only is None) and task.is_ready()
+        ]
         if not choices:
             return False
         chosen = choices[choice % len(choices)]
@@ -207,6 +213,10 @@ class World:
         self._note()
         self.check()
         return True
+
+    def thaw(self) -> None:
+        for task in self.tasks:
+            task.is_frozen = False
 
     def pass_time(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -250,6 +260,7 @@ class World:
 
     def settle(self) -> None:
         """The network heals, everybody goes on: in the end nobody waits for anybody."""
+        self.thaw()
         for _ in range(WAIT_MAX_S):
             for node in self.nodes:
                 if not node.is_connected:
@@ -369,8 +380,3 @@ class World:
             return reply._replace(serial=serial, parent_mode=parent_mode, mode=modes[0] if modes else Mode.NONE)
         serial, (mode,) = self.owner.grant(key, (call.handle,), self.now_s)
         return reply._replace(serial=serial, mode=mode)
-
-    def changed_natively(self, handle: bytes) -> None:
-        """Nobody waits for this one; the oracle hears of it when everybody has answered."""
-        self.disk.versions[handle] += 1
-        self._send(self.owner.changed_here(handle, () if handle in DIRECTORIES else None))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from tests.unit.leasekernel import Node
 from tests.unit.leasemodel import DIRECTORIES, FILES, NAMES, Broken, Call, Rules, World
+from tests.unit.leasenode import Node
 
 KINDS = ("stat", "look", "read", "change", "seize", "chmod", "link", "unlink", "rename")
 STEPS = 150
@@ -52,6 +52,10 @@ class Run:
                 node.call(a_call(self._random.choice(self._kinds), self._pick))
             elif chance < 0.16:
                 node.evict(self._pick(FILES))
+            elif chance < 0.18 and self.world.tasks:
+                self._random.choice(self.world.tasks).is_frozen = True
+            elif chance < 0.185:
+                self.world.thaw()
             elif chance > 1 - self._trouble:
                 self._make_trouble(node)
             elif node.is_connected or self._random.random() < 0.9:
