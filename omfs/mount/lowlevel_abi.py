@@ -90,6 +90,7 @@ UNWANTED_FLAGS: Final = (
 )  # fmt: skip
 MAX_BACKGROUND: Final = 512
 CONGESTION_THRESHOLD: Final = 384
+READ_AHEAD_BYTES: Final = 1 << 20  # the kernel takes the lesser of this and the device's read_ahead_kb (session.py)
 
 # struct fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid
 IN_HEADER: Final = struct.Struct("<IIQQIII")
@@ -334,7 +335,7 @@ def adjust_init_reply(answer: memoryview, offered: int) -> int:
     (more,) = struct.unpack_from("<I", answer, 32) if flags & INIT_EXT else (0,)
     flags |= more << 32
     flags = (flags | (WANTED_FLAGS & offered)) & ~UNWANTED_FLAGS
-    struct.pack_into("<IHH", answer, 12, flags & 0xFFFFFFFF, MAX_BACKGROUND, CONGESTION_THRESHOLD)
+    struct.pack_into("<IIHH", answer, 8, READ_AHEAD_BYTES, flags & 0xFFFFFFFF, MAX_BACKGROUND, CONGESTION_THRESHOLD)
     if flags & INIT_EXT:
         struct.pack_into("<I", answer, 32, flags >> 32)
     return int(flags)

@@ -24,6 +24,7 @@ from omfs.kernel.fusenotify import Notifier
 from omfs.kernel.mounting import MNT_DETACH, mount_at, unmount
 from omfs.kernel.mounttable import OMFS_TYPE
 from omfs.mount.loop import Loop
+from omfs.mount.lowlevel_abi import READ_AHEAD_BYTES
 from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remount import remove_note, write_note
@@ -33,7 +34,7 @@ from omfs.mount.takenops import install_takers
 log = logging.getLogger(__name__)
 
 WORKERS_MAX: Final = 1024  # without the hook: requests that may wait at the same time
-READ_AHEAD_KIB: Final = 1024  # what the kernel reads ahead for mmap and sendfile; direct_io reads have none
+READ_AHEAD_KIB: Final = READ_AHEAD_BYTES >> 10  # what the kernel reads ahead of whoever reads through its page cache
 
 
 def check_mountpoint(mountpoint: str) -> None:
