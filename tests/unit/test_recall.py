@@ -1,4 +1,4 @@
-"""What the kernel is told to forget, in which order, and when a recall is answered: against a fake peer and notifier."""
+"""What the kernel is told to forget, in which order, and when a recall is answered; peer and notifier are fakes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ class LeasingPeer(FakePeer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.handled_lapses = 0
-        self.serial = 0
+        self.lapsed = trio.Event()
 
     def lapse_handled(self) -> None:
-        self.handled_lapses += 1
+        self.lapsed.set()
 
 
 class Kernel:
@@ -160,7 +159,7 @@ async def test_only_pages_that_may_be_there_are_dropped(mount: Mount) -> None:
 async def test_what_is_told_during_a_pass_makes_another(mount: Mount) -> None:
     mount.grant(mount.directory)
     mount.name(b"a")
-    moved = []
+    moved: list[int] = []
 
     def move(what: tuple[Any, ...]) -> None:
         if what[0] == "inode" and not moved:
@@ -288,8 +287,7 @@ async def test_a_lapse_forgets_everything_attributes_first(mount: Mount, nursery
     mount.recaller._lapse(mount.node, "silence")
     assert not mount.grant(mount.file, 5), "at once"
     with trio.fail_after(10):
-        while not mount.peer.handled_lapses:
-            await trio.sleep(0.001)
+        await mount.peer.lapsed.wait()
     granted = {mount.directory.id, mount.file.id, *(inode.id for inode in many)}
     first = mount.kernel.heard[: len(granted)]
     assert {what[0] for what in first} == {"attributes"}
@@ -365,9 +363,11 @@ async def test_nothing_is_cached_without_a_way_to_tell_the_kernel() -> None:
 
 
 async def test_xattrs_are_held_only_without_a_break(mount: Mount) -> None:
-    assert mount.file.hold is None
+    holds = [mount.file.hold]
     mount.grant(mount.file)
-    hold = mount.file.hold
-    assert hold is not None
+    holds.append(mount.file.hold)
     mount.recaller.seen(mount.node, wire.RecallLease(b"file", 2, NONE))
-    assert mount.file.hold != hold
+    holds.append(mount.file.hold)
+    assert holds[0] is None
+    assert holds[1] is not None
+    assert holds[1] != holds[2]
