@@ -14,6 +14,7 @@ from omfs import wire
 from omfs.errors import OutcomeUnknown, RemoteFailure, StaleHandle
 from omfs.export import listings as owner_listings
 from omfs.mount import lowlevel_abi as abi, lowlevel_abi_dirs as dirs, takenlistings
+from omfs.mount.counters import Counters
 from omfs.mount.inodes import ROOT_ID
 from tests.unit.kerneldirectory import PAGE, Kernel, Stream, parse
 from tests.unit.listingmount import FOREVER_S, HANDLE, SHARED, Mount, finished
@@ -90,6 +91,19 @@ def test_a_leased_listing_is_repeated_without_a_request() -> None:
     mount.kernel.invalidate()
     assert mount.list_all() == [b"a", b"b", b"c", b"d", b"e"]
     assert mount.warm()
+
+
+def test_hits_and_misses_are_counted() -> None:
+    mount, counters = Mount(), Counters()
+    mount.operations.counters = counters
+    mount.peer.make(b"a", b"b")
+    assert mount.list_all() == mount.list_all() == [b"a", b"b"]
+    assert (counters.asked_listings, counters.answered_listings) == (2, 0), "without a lease each asks the owner"
+    mount.leases.is_on = True
+    assert mount.list_all() == [b"a", b"b"]
+    mount.kernel.invalidate()  # it has its pages no more, but nothing was recalled
+    assert mount.list_all() == [b"a", b"b"]
+    assert (counters.asked_listings, counters.answered_listings) == (3, 1)
 
 
 def test_without_a_lease_nothing_is_kept() -> None:
