@@ -67,6 +67,7 @@ class Guards:
         if not self._changes.guard_data(key, lambda flags: self._disk.open_as_root(place, flags)):
             return False
         self._guarded.add(key)
+        self._changes.drain()  # nobody writes from now on; attributes of before are recalled, the size above all
         return True
 
     def remove(self, handle: bytes) -> None:

@@ -143,14 +143,12 @@ class UnderLeases:
         return wire.AttributesGot(reply.attributes, serial, mode) if serial else reply
 
     def _grant_open(self, session: Session, request: wire.OpenFile, reply: wire.FileOpened) -> wire.FileOpened:
-        serial, (mode,) = self.leasing.grant(session.key, (request.handle,))
-        data = mode is not Mode.NONE and self._may_cache(session, request, reply)
-        return wire.FileOpened(reply.open_id, serial, mode, data)
-
-    def _may_cache(self, session: Session, request: wire.OpenFile, reply: wire.FileOpened) -> bool:
+        # Guarded first: what a native program wrote before is recalled by then, so that no old size is granted.
         holder: Holder = session.data
         opened = holder.files.get(reply.open_id)
-        return not opened.is_writable and self._guards.put(opened.place)
+        may_cache = not opened.is_writable and self._guards.put(opened.place)
+        serial, (mode,) = self.leasing.grant(session.key, (request.handle,))
+        return wire.FileOpened(reply.open_id, serial, mode, may_cache and mode is not Mode.NONE)
 
     def _grant_created(self, session: Session, request: wire.CreateFile, reply: wire.FileCreated) -> wire.FileCreated:
         serial, (mode, parent_mode) = self.leasing.grant(session.key, (reply.handle, request.parent))

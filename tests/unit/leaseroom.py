@@ -28,6 +28,7 @@ class FakeChanges:
         self.guards: set[bytes] = set()
         self.is_written = False
         self.in_grace = False
+        self.undrained: list[Callable[[], None]] = []  # what `drain` tells
 
     def watch_mount(self, mount: Mount, fd: int) -> bool:
         return True
@@ -39,6 +40,11 @@ class FakeChanges:
         if not self.is_written:
             self.guards.add(key)
         return not self.is_written
+
+    def drain(self) -> None:
+        undrained, self.undrained = self.undrained, []
+        for tell in undrained:
+            tell()
 
     def unguard(self, key: bytes) -> None:
         self.guards.discard(key)

@@ -107,6 +107,18 @@ async def test_data_may_be_cached_only_when_nobody_writes(room: Room, place: Pat
     assert not (await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)).data
 
 
+async def test_data_are_granted_only_when_native_changes_of_before_are_told(room: Room, place: Path) -> None:
+    (place / "file").write_bytes(b"x")
+    holder, session = room.holder(1)
+    handle = (await holder.walk(place / "file")).handle
+    room.changes.undrained.append(lambda: room.leasing.changed_here(handle, None))
+    opened = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
+    assert (opened.mode, opened.data) == (Mode.NONE, False)
+    assert [type(recall) for recall in session.seen] == [wire.RecallLease]
+    session.answer_recalls()
+    assert (await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)).data
+
+
 async def test_what_is_not_watched_is_not_leased(room: Room, place: Path) -> None:
     holder, _ = room.holder(1)
     room.leasing.watched.clear()
