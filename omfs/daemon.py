@@ -250,6 +250,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             await trio.sleep_forever()
         await owner.guards.end()
         nursery.cancel_scope.cancel()
+    owner.guards.close()
     owner.leasing.close()
 
 

@@ -66,7 +66,7 @@ class Entry(Message, frozen=True):
 
 
 class Standing(Message, frozen=True):
-    """What must fit on all nodes of a cluster, for omfs-admin check; users and groups only where they were asked for."""
+    """What must fit on all nodes of a cluster, for omfs-admin check; users and groups only where asked for."""
 
     map_digest: bytes
     dfsa: bool

@@ -141,10 +141,9 @@ class Owner:
         """Leases held."""
         return sum(len(holder.handles) for holder in self._holders.values())
 
-    @property
-    def sessions(self) -> int:
-        """Sessions that hold something, or did."""
-        return len(self._holders)
+    def held_by_others(self, session: SessionKey) -> bool:
+        """Whether any session but this one has a lease."""
+        return any(holder.handles for key, holder in self._holders.items() if key != session)
 
     def held_by(self, session: SessionKey) -> int:
         """The number of the session's leases."""

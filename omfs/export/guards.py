@@ -144,12 +144,14 @@ class Guards:
             self._watch_mount(mount)
 
     async def end(self) -> None:
-        """An orderly end: recall everything.  Where somebody does not answer, the guards are left to the keeper."""
-        leasing = self._leasing
-        leasing.recall_all()
+        """Before an orderly end: recall everything."""
+        self._leasing.recall_all()
         with trio.move_on_after(END_WITHIN_S):
-            await leasing.wait_nothing_held()
-        if self._changes is not None and not len(leasing.owner):
+            await self._leasing.wait_nothing_held()
+
+    def close(self) -> None:
+        """When `run` has ended.  Where somebody still holds something, the guards are left to the keeper."""
+        if self._changes is not None and not len(self._leasing.owner):
             self._changes.close()
 
     async def run(self) -> None:

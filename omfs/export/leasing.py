@@ -154,10 +154,9 @@ class Leasing:
 
     # ------------------------------------------------------------ requests
 
-    @property
-    def concerns_many(self) -> bool:
-        """Whether more than one session may hold something: else nobody can be in the way."""
-        return self.owner.sessions > 1 or self.owner.in_grace
+    def may_be_in_the_way(self, key: bytes) -> bool:
+        """Whether anybody but this session holds anything: else nobody has to be asked, whatever is changed."""
+        return self.owner.in_grace or self.owner.held_by_others(key)
 
     @asynccontextmanager
     async def recalled(self, key: bytes, needs: tuple[Need, ...]) -> AsyncIterator[None]:
@@ -184,6 +183,8 @@ class Leasing:
         owner = self.owner
         watched = self.watched
         leasable = [handle for handle in handles if mount_of(handle) in watched]
+        if key not in self._sessions:  # it ended while the request was executed: nobody would give this back
+            leasable = []
         if not leasable or owner.held_by(key) >= LEASES_PER_SESSION_MAX:
             return 0, [Mode.NONE] * len(handles)
         serial, modes = owner.grant(key, leasable, trio.current_time())

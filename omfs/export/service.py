@@ -136,20 +136,20 @@ class ExportService:
 
     def answer(self, session: Session, request: wire.Request, bulk: Buffer) -> MaybeSlow:
         """The reply, or a coroutine that returns it.  OSError, OmfsError."""
-        holder = session.data
-        if holder is None:
-            if session.ended:
-                raise OpenLost("the session ended")
-            holder = session.data = self._begin_session(session)
+        holder = session.data or self.begin_session(session)
         return HANDLERS[type(request)](self, holder, request, bulk)
 
-    def _begin_session(self, session: Session) -> Holder:
+    def begin_session(self, session: Session) -> Holder:
+        """Its first request has come.  OpenLost when the session has ended since."""
+        if session.ended:
+            raise OpenLost("the session ended")
         share = self._shares.get(session.node_id)
         if share is None:
             most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             share = Share(most // DESCRIPTORS_SHARE, LOCK_WAITERS_MAX // WAITERS_SHARE)
             self._shares[session.node_id] = share
-        return Holder(session, SessionFiles(self._ids, share), self._locks.begin_session(share))
+        holder = session.data = Holder(session, SessionFiles(self._ids, share), self._locks.begin_session(share))
+        return holder
 
     def given_up(self, session: Session, reply: wire.Message) -> None:
         """The holder will never learn of this reply: what it opened is closed."""

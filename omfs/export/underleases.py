@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 from omfs import wire
 from omfs.cache.owner import Need
 from omfs.cache.rules import Use
+from omfs.errors import OpenLost
 from omfs.export.guards import Guards
 from omfs.export.leasing import Leasing
 from omfs.export.needs import NEEDS, whole_data
@@ -43,8 +44,8 @@ class UnderLeases:
     def answer(self, session: Session, request: wire.Request, bulk: Buffer) -> MaybeSlow:
         """The reply, or a coroutine that returns it.  OSError, OmfsError."""
         kind = type(request)
-        holder = session.data
-        if holder is None:
+        if session.data is None:
+            self._inner.begin_session(session)
             self.leasing.begin_session(session)
         if isinstance(request, wire.ReturnLeases):
             self.leasing.returned(session.key, request)
@@ -53,7 +54,7 @@ class UnderLeases:
         if kind in NEEDS:
             guarded = self._guarded(request)
             cached_as = self._guards.cached_as(guarded) if guarded is not None else []
-            if cached_as or self.leasing.concerns_many:
+            if cached_as or self.leasing.may_be_in_the_way(session.key):
                 needs = self._needs(session, request, cached_as)
             if needs and not self.leasing.owner.is_free(session.key, needs):
                 return self._when_recalled(session, request, bulk, needs)
@@ -89,7 +90,9 @@ class UnderLeases:
 
     def _needs(self, session: Session, request: Any, cached_as: list[bytes]) -> tuple[Need, ...]:
         holder: Holder | None = session.data
-        needs = () if holder is None else NEEDS[type(request)](self._inner.disk, holder.files, request)
+        if holder is None:
+            raise OpenLost("the session ended")
+        needs = NEEDS[type(request)](self._inner.disk, holder.files, request)
         return (*needs, *(Need(handle, Use.CHANGE, everybody=True) for handle in cached_as))
 
     async def _when_recalled(
@@ -115,9 +118,10 @@ class UnderLeases:
                         self._guards.remove(guarded)
                     answer = self._inner.answer(session, request, bulk) if work is None else work
                     work = None
-                    reply, reply_bulk = answer if isinstance(answer, tuple) else await answer
+                    if not isinstance(answer, tuple):
+                        return await answer  # others may have changed the object since its attributes were read
                 grant = _GRANTS.get(type(request))
-                return (reply if grant is None else grant(self, session, request, reply)), reply_bulk
+                return answer if grant is None else (grant(self, session, request, answer[0]), answer[1])
         finally:
             if work is not None:
                 work.close()

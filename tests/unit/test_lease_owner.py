@@ -47,7 +47,7 @@ def waiting(owner: Owner, session: bytes, needs: tuple[Need, ...]) -> tuple[Tick
 def test_where_nothing_is_held_everything_is_free(owner: Owner) -> None:
     assert owner.is_free(A, (*CHANGE, *name(b"x")))
     assert (owner.is_held(F), owner.holders_of(F), owner.mode_of(A, F), len(owner)) == (False, [], Mode.NONE, 0)
-    assert (owner.recalls_at(A), owner.held_by(A), owner.sessions) == ([], 0, 0)
+    assert (owner.recalls_at(A), owner.held_by(A)) == ([], 0)
 
 
 def test_the_own_lease_is_in_nobodys_way(owner: Owner) -> None:
@@ -385,11 +385,10 @@ def test_a_session_that_ends_is_waited_for_no_longer(owner: Owner) -> None:
     ticket, _ = waiting(owner, B, CHANGE)
     owner.end_session(A)
     assert owner.ready() == [ticket]
-    assert (owner.held_by(A), len(owner), owner.sessions) == (0, 0, 1)
+    assert (owner.held_by(A), len(owner)) == (0, 0)
     assert hold(owner, A, D) == 3  # its serials go on
     owner.forget_session(A)
     owner.forget_session(C)
-    assert owner.sessions == 0
     assert hold(owner, A, D) == 1
 
 

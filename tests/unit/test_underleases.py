@@ -371,6 +371,28 @@ async def test_after_a_power_cut_changes_wait_for_a_term(tmp_path: Path, place: 
         assert outcome.error is None
 
 
+async def test_who_never_held_anything_waits_as_well(tmp_path: Path, place: Path) -> None:
+    """After a restart only the holder of before is known."""
+    (place / "file").write_bytes(b"x")
+    state = tmp_path / "state"
+    with serving(state) as service, leasing_room(state, service) as room:
+        handle = (await room.holder(2)[0].walk(place / "file")).handle
+    with serving(state) as service, leasing_room(state, service) as room:
+        outcome = Outcome()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run, room.holder(1)[0], wire.SetAttributes(handle, ROOT, mode=0o600))
+            await settle()
+            assert not outcome.is_over
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_session_that_has_ended_is_granted_nothing(room: Room, place: Path) -> None:
+    holder, session = room.holder(1)
+    handle = (await holder.walk(place)).handle
+    room.under.session_ended(session)  # type: ignore[arg-type]
+    assert room.leasing.grant(session.key, [handle]) == (0, [Mode.NONE])
+
+
 async def test_given_back_is_not_recalled(room: Room, place: Path) -> None:
     (place / "file").write_bytes(b"x")
     one, _, other, session = await two(room)
