@@ -29,8 +29,8 @@ check: bootstrap ## format, lint, types, layers
 	@$(BIN)/mypy tools/*.py
 	@$(BIN)/lint-imports
 
-bench: root ## native ext4, sshfs and oMFS side by side; ARGS="--peers --rounds 5 --json FILE"
-	@python3 tools/bootstrap.py --with bench $(if $(findstring --peers,$(ARGS)),--with peers)
+bench: root ## native ext4, sshfs and oMFS side by side; ARGS="--programs --peers --rounds 5 --json FILE"
+	@python3 tools/bootstrap.py --with bench $(foreach extra,programs peers,$(if $(findstring --$(extra),$(ARGS)),--with $(extra)))
 	@$(AS_ROOT) $(BIN)/python -m bench.run $(ARGS)
 
 lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows

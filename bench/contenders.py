@@ -27,6 +27,9 @@ class Contender(Protocol):
     def seen_at(self) -> str:
         """The same directory, as node 1 sees it through what is measured."""
 
+    def seen_by_another(self) -> tuple[int, str] | None:
+        """A node and the same directory as it sees it by a mount of its own; None where two mounts are not coherent."""
+
 
 class Native:
     name = "native"
@@ -44,10 +47,13 @@ class Native:
     def seen_at(self) -> str:
         return f"{nodes.DISK}/native"
 
+    def seen_by_another(self) -> tuple[int, str]:
+        return self.origin()
+
 
 class Omfs:
     name = "oMFS"
-    note = "sec=tls; no caching: every answer comes from the owner"
+    note = "sec=tls; caches names, attributes, listings and data under leases: coherent"
 
     def start(self) -> None:
         nodes.on(nodes.SERVER, "mkdir", "-p", f"{nodes.DISK}/omfs")
@@ -60,3 +66,10 @@ class Omfs:
 
     def seen_at(self) -> str:
         return f"/mfs/{nodes.SERVER}{nodes.DISK}/omfs"
+
+    def seen_by_another(self) -> tuple[int, str]:
+        return nodes.THIRD, self.seen_at()
+
+    def own_tree(self) -> str:
+        """Node 1's own disk, by its path below /mfs."""
+        return f"/mfs/{nodes.CLIENT}{nodes.DISK}"

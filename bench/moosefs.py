@@ -63,3 +63,6 @@ class Moosefs:
 
     def seen_at(self) -> str:
         return MOUNT
+
+    def seen_by_another(self) -> tuple[int, str]:
+        return SERVER, MOUNT

@@ -1,7 +1,8 @@
 """`make bench`: native ext4, sshfs and oMFS (with --peers also MooseFS) side by side, in interleaved rounds.
 
+What is measured is single calls, with --programs real programs, with --pingpong two nodes that take turns on a file.
 Both ends of every contender are nodes of one lab on this machine (bench/nodes.py), so the network costs the same for
-all.  A round runs all workloads of each contender, the order turning from round to round; figures are medians
+all.  A round runs everything for each contender, the order turning from round to round; figures are medians
 over the rounds.  Nothing here asserts a time.  Needs root and what `make bench` installs.
 """
 
@@ -21,20 +22,23 @@ from bench import nodes, table
 from bench.contenders import Contender, Native, Omfs
 from bench.moosefs import Moosefs
 from bench.sshfs import Sshfs
-from bench.workloads import WORKLOADS
+from bench.suites import Calls, Programs, Suite, Turns
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, the median counts (%(default)s)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--programs", action="store_true", help="PostMark, tar, git, compileall, dbench; not single calls"
+    )
+    what.add_argument("--pingpong", action="store_true", help="two nodes take turns on a file; not single calls")
+    parser.add_argument("--rounds", type=int, metavar="N", help="the median counts (5; with --programs 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the ratios there")
     parser.add_argument("--peers", action="store_true", help="MooseFS too")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the files and bytes, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the work, at most 3 rounds")
     parser.add_argument("--only", default="", metavar="NAMES", help="comma separated: native,sshfs,omfs,moosefs")
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds = min(arguments.rounds, 3)
-    if arguments.rounds < 1:
+    if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds must be 1 or more")
     return arguments
 
@@ -48,49 +52,53 @@ def choose(peers: bool, only: str) -> list[Contender]:
     return [contender for contender in everything if not wanted or contender.name.lower() in wanted]
 
 
-def measure(contender: Contender, number: int, files: int, big_mib: int) -> dict[str, float]:
-    """One contender's round: fresh files made at the origin, measured in node 1, removed again."""
-    node, origin = contender.origin()
-    place = f"round{number}"
-    nodes.workloads(node, "prepare", f"{origin}/{place}", files, big_mib)
-    answer = nodes.workloads(nodes.CLIENT, "measure", f"{contender.seen_at()}/{place}", files, big_mib)
-    nodes.workloads(node, "remove", f"{origin}/{place}", files, big_mib)
-    figures: dict[str, float] = json.loads(answer)
-    return figures
+def choose_suite(arguments: argparse.Namespace) -> tuple[Suite, int]:
+    """What to measure, and how many rounds of it."""
+    kind = Programs if arguments.programs else Turns if arguments.pingpong else Calls
+    suite: Suite = kind(arguments.quick)
+    rounds = arguments.rounds or suite.rounds
+    return suite, min(rounds, 3) if arguments.quick else rounds
 
 
-def compare(contenders: list[Contender], rounds: int, files: int, big_mib: int) -> table.Rounds:
+def compare(suite: Suite, contenders: list[Contender], rounds: int) -> table.Rounds:
     """All rounds; each contender is first, second, ... in turn."""
-    measured: table.Rounds = {contender.name: {name: [] for name in WORKLOADS} for contender in contenders}
+    measured: table.Rounds = {contender.name: {} for contender in contenders}
+
+    def note(name: str, figures: dict[str, float]) -> None:
+        for row, figure in figures.items():
+            measured[name].setdefault(row, []).append(figure)
+
     for number in range(rounds):
         turn = number % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
             start = time.monotonic()
-            for name, figure in measure(contender, number, files, big_mib).items():
-                measured[contender.name][name].append(figure)
+            note(contender.name, suite.measure(contender, f"round{number}"))
             say(f"round {number + 1} of {rounds}: {contender.name}, {time.monotonic() - start:.0f} s")
-    return measured
+        for name, figures in suite.measure_together(contenders, f"together{number}").items():
+            note(name, figures)
+    return {name: figures for name, figures in measured.items() if figures}
 
 
-def report(arguments: argparse.Namespace, contenders: list[Contender], rounds: table.Rounds, title: str) -> None:
+def report(contenders: list[Contender], rounds: table.Rounds, title: str, path: Path | None) -> None:
     figures = table.medians(rounds)
-    notes = {contender.name: f"{contender.software()}; {contender.note}" for contender in contenders}
+    notes = {one.name: f"{one.software()}; {one.note}" for one in contenders if one.name in rounds}
     table.show(figures, notes, title)
-    if arguments.json:
+    if path:
         facts = {
             "title": title,
             "machine": {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()},
-            "units": {name: unit for name, (_, unit) in WORKLOADS.items()},
+            "units": {row: unit for row, (_, unit) in table.rows_of(figures).items()},
             "contenders": notes,
             "rounds": rounds,
             "medians": figures,
             "speed_of_omfs_against": {
                 other: table.speeds(figures, Omfs.name, other) for other in figures if other != Omfs.name
             },
+            "aims_met": table.aims_met(figures),
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
-        say(f"all figures: {arguments.json}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+        say(f"all figures: {path}")
 
 
 def say(text: str) -> None:
@@ -107,16 +115,17 @@ def main() -> None:
         sys.exit("bench: needs root (namespaces and mounts): use `make bench`")
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    files, big_mib = (200, 205) if arguments.quick else (1000, 1024)
-    title = f"{files} files of 4 KiB, one of {big_mib} MiB; {arguments.rounds} rounds; two lab nodes"
+    suite, count = choose_suite(arguments)
     try:
         contenders = choose(arguments.peers, arguments.only)
-        say(f"a lab of two nodes for {', '.join(contender.name for contender in contenders)}")
-        nodes.up()
+        say(f"a lab of {suite.node_count} nodes for {', '.join(contender.name for contender in contenders)}")
+        nodes.up(suite.node_count)
         for contender in contenders:
             contender.start()
-        rounds = compare(contenders, arguments.rounds, files, big_mib)
-        report(arguments, contenders, rounds, title)
+        for line in suite.start():
+            say(line)
+        rounds = compare(suite, contenders, count)
+        report(contenders, rounds, f"{suite.title}; {count} rounds; {suite.node_count} lab nodes", arguments.json)
     except nodes.BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

@@ -1,57 +1,161 @@
-"""Medians, ratios and the table.  Pure, but for the printing; called by run.py."""
+"""Medians, ratios, aims and the table, on the terminal or as Markdown.  Pure, but for the printing.
+
+Called by run.py; `python -m bench.table FILE...` prints what `bench.run --json` wrote once more, with --markdown for
+docs/PERFORMANCE.md.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.workloads import WORKLOADS
+from bench.aims import AIMS, AT_MOST, NATIVE, ROWS
 
-Rounds: TypeAlias = dict[str, dict[str, list[float]]]  # contender -> workload -> a figure per round
+Rounds: TypeAlias = dict[str, dict[str, list[float]]]  # contender -> row -> a figure per round
 Medians: TypeAlias = dict[str, dict[str, float]]
 
-WIDTH: Final = 110  # columns of the printed table and notes
+OMFS: Final = "oMFS"
+WIDTH: Final = 140  # columns of the printed table and notes
+CAPTION: Final = (
+    f"x {NATIVE}: how many times as long as native oMFS takes, less is better; / sshfs: how many times as fast as "
+    "sshfs it is, more is better; aims are meant in the same way"
+)
 
 
 def medians(rounds: Rounds) -> Medians:
     return {
-        contender: {workload: statistics.median(figures) for workload, figures in measured.items()}
+        contender: {row: statistics.median(figures) for row, figures in measured.items()}
         for contender, measured in rounds.items()
     }
 
 
-def speed(workload: str, figure: float, against: float) -> float:
+def rows_of(figures: Medians) -> dict[str, tuple[str, str]]:
+    """The rows that anybody has a figure for, in the order of ROWS."""
+    measured = {row for one in figures.values() for row in one}
+    return {row: facts for row, facts in ROWS.items() if row in measured}
+
+
+def speed(row: str, figure: float, against: float) -> float:
     """How fast *figure* is compared with *against*: 2.0 = twice as fast, whatever the unit."""
-    return figure / against if WORKLOADS[workload][1] == "MB/s" else against / figure
+    return figure / against if ROWS[row][1] == "MB/s" else against / figure
 
 
 def speeds(figures: Medians, of: str, against: str) -> dict[str, float]:
-    """speed of every workload of contender *of*; empty where one of the two was not measured."""
-    if of not in figures or against not in figures:
-        return {}
-    return {name: speed(name, figures[of][name], figures[against][name]) for name in WORKLOADS}
+    """speed of every row that both contenders have."""
+    mine, theirs = figures.get(of, {}), figures.get(against, {})
+    return {row: speed(row, mine[row], theirs[row]) for row in ROWS if row in mine and row in theirs}
+
+
+def ratios(figures: Medians) -> dict[str, dict[str, float]]:
+    """The ratio columns, heading -> row -> ratio: times native's time, and the speed against the others."""
+    columns = {}
+    for other in figures:
+        against = speeds(figures, OMFS, other)
+        if other == NATIVE and against:
+            columns[f"x {other}"] = {row: 1 / value for row, value in against.items()}
+        elif other != OMFS and against:
+            columns[f"/ {other}"] = against
+    return columns
+
+
+def aim_met(figures: Medians, row: str, against: str) -> bool | None:
+    """Whether oMFS reaches an aim; None where one of the two was not measured."""
+    aim = AIMS[row][against]
+    if against == AT_MOST:
+        return figures[OMFS][row] <= aim if row in figures.get(OMFS, {}) else None
+    ratio = speeds(figures, OMFS, against).get(row)
+    if ratio is None:
+        return None
+    return 1 / ratio <= aim if against == NATIVE else ratio >= aim
+
+
+def aims_met(figures: Medians) -> dict[str, dict[str, bool]]:
+    """row -> against -> whether; only what was measured."""
+    judged = {row: {other: aim_met(figures, row, other) for other in AIMS.get(row, {})} for row in rows_of(figures)}
+    known = {row: {other: met for other, met in each.items() if met is not None} for row, each in judged.items()}
+    return {row: each for row, each in known.items() if each}
+
+
+def aim_text(figures: Medians, row: str) -> str:
+    """For example "native 1.5 ok, sshfs 8 NO"; nothing is said of what was not measured."""
+    words = {True: " ok", False: " NO", None: ""}
+    return ", ".join(
+        f"{against} {aim:g}{words[aim_met(figures, row, against)]}" for against, aim in AIMS.get(row, {}).items()
+    )
+
+
+def lines(figures: Medians) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: a row per workload, a column per contender, the ratios, the aims."""
+    columns = ratios(figures)
+    cells = [
+        [
+            f"{text}, {unit}",
+            *(_short(measured.get(row)) for measured in figures.values()),
+            *(_short(values.get(row)) for values in columns.values()),
+            aim_text(figures, row),
+        ]
+        for row, (text, unit) in rows_of(figures).items()
+    ]
+    return ["median of the rounds", *figures, *columns, "aim"], cells
 
 
 def show(figures: Medians, notes: dict[str, str], title: str) -> None:
-    """Print the table: a row per workload, a column per contender, then oMFS's speed against the others."""
-    others = [other for other in figures if other != "oMFS" and "oMFS" in figures]
-    ratios = {f"/ {other}": speeds(figures, "oMFS", other) for other in others}
-    caption = "/ x: the speed of oMFS divided by that of x; 1 = the same, 2 = twice as fast" if ratios else None
-    table = Table(title=title, caption=caption)
-    table.add_column("median of the rounds", no_wrap=True)
-    for heading in [*figures, *ratios]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, (text, unit) in WORKLOADS.items():
-        row = [_short(figures[contender][name]) for contender in figures]
-        table.add_row(f"{text}, {unit}", *row, *(f"{values[name]:.2g}" for values in ratios.values()))
+    """Print the table and who took part."""
+    headings, cells = lines(figures)
+    table = Table(title=title, caption=CAPTION if ratios(figures) else None)
+    for number, heading in enumerate(headings):
+        last = number == len(headings) - 1
+        table.add_column(heading, justify="left" if last or not number else "right", no_wrap=not last)
+    for row in cells:
+        table.add_row(*row)
     console = Console(width=WIDTH)
     console.print(table)
     for contender, note in notes.items():
         console.print(f"{contender}: {note}", highlight=False)
 
 
-def _short(figure: float) -> str:
-    return f"{figure:.0f}" if figure >= 100 else f"{figure:.1f}"
+def markdown(facts: dict[str, Any]) -> str:
+    """What `bench.run --json` wrote, as a Markdown table with its title and notes."""
+    figures: Medians = facts["medians"]
+    headings, cells = lines(figures)
+    machine = facts["machine"]
+    rule = ["---", *("---:" for _ in headings[2:]), "---"]
+    return "\n".join([
+        f"**{facts['title']}** (Linux {machine['kernel']}, {machine['cpus']} CPUs, Python {machine['python']})",
+        "",
+        *(f"| {' | '.join(row)} |" for row in (headings, rule, *cells)),
+        "",
+        *(f"- {contender}: {note}" for contender, note in facts["contenders"].items()),
+        "",
+    ])  # fmt: skip
+
+
+def _short(figure: float | None) -> str:
+    """Three digits or so."""
+    if figure is None:
+        return "-"
+    decimals = 0 if figure >= 100 else 1 if figure >= 10 else 2 if figure >= 1 else 3
+    return f"{figure:.{decimals}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.table", description="Print what `bench.run --json FILE` wrote.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", action="store_true", help="for docs/PERFORMANCE.md")
+    arguments = parser.parse_args()
+    for path in arguments.files:
+        facts = json.loads(path.read_text())
+        if arguments.markdown:
+            print(markdown(facts))
+        else:
+            show(facts["medians"], facts["contenders"], facts["title"])
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ are checked with dpkg-query, and a stamp in .venv (made of the lock file, pyproj
 says that the environment is up to date, so the second run takes a fraction of a second.  It
 does not choose where packages come from: apt and pip are used as this machine has them set up.
 
-Called by the Makefile: `tools/bootstrap.py [--with bench|peers] [--lock]`.
+Called by the Makefile: `tools/bootstrap.py [--with bench|programs|peers] [--lock]`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PROGRAMS = ("acl", "attr", "git", "perl", "rsync", "sqlite3", "tar")  # what dem
 PACKAGES = {
     "": (*BUILD, *LAB, *PROGRAMS),
     "bench": ("openssh-client", "openssh-server", "sshfs"),
+    "programs": ("dbench", "postmark"),
     "peers": ("moosefs-chunkserver", "moosefs-client", "moosefs-master"),
 }
 DISTRIBUTION_BIN = "/usr/bin"
@@ -240,7 +241,7 @@ def lock_versions() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--with", dest="extras", action="append", default=[], choices=("bench", "peers"))
+    parser.add_argument("--with", dest="extras", action="append", default=[], choices=("bench", "programs", "peers"))
     parser.add_argument("--lock", action="store_true", help="write requirements.lock anew from pyproject.toml")
     arguments = parser.parse_args()
     os.chdir(ROOT)
