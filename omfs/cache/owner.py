@@ -9,14 +9,13 @@ answered.  While a ticket is open nothing is granted on what it changes.  A repl
     begin                       | recalls to send; the ticket is ready when all are answered
     returned, ended, lapsed     | leases end, recalls are answered: tickets become ready
     grant                       | SHARED unless another is EXCLUSIVE, the object is being changed, or it is contended
-    begin, refuse_stuck         | where tickets wait for each other in a circle, one is refused
+    refuse_stuck                | where tickets wait for each other in a circle, one is refused
 
 A circle: forgetting a name waits in that node's kernel for the lock of the directory, which its own unlink, create or
-rename keeps until we answer; and that one waits for others who must forget names.  `begin` sees the circles of those
-who keep just that directory locked.  A kernel may also have a rename wait for its second directory with the first one
-locked, of which we know nothing: `refuse_stuck` takes any directory for it, but only after STUCK_S.  A refused request
-is answered with ESTALE, and the VFS then lets the lock go and makes the call again, once.  For CONTENDED_S nothing is
-granted on its directories, and a circle with a call that was made again has time to open by itself, until STUCK_S.
+rename keeps until we answer; and that one waits for others who must forget names.  Holders answer all the same
+(mount/recall.py), but where one does not in time, `refuse_stuck` takes a call out of the circle: it is answered with
+ESTALE, the VFS lets the lock go and makes the call again, once, and for CONTENDED_S nothing is granted on its
+directories.
 
 A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Keys and handles
 are bytes.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
@@ -203,7 +202,8 @@ class Owner:
             for other, held in list(leased.held.items()) if leased else ():
                 # All uses of the object together: a rename within a directory is one recall of two names.
                 uses = [need for need in needs if need.handle == handle and (other != session or need.everybody)]
-                demand = max((self._demand(need, held) for need in uses), default=Demand.NOTHING)
+                is_contended = leased is not None and now_s < leased.contended_until_s
+                demand = max((self._demand(need, held, is_contended) for need in uses), default=Demand.NOTHING)
                 if demand:
                     names = tuple(need.name for need in uses if need.use is Use.NAME)
                     recall = self._find(other, handle, demand, names)
@@ -211,7 +211,6 @@ class Owner:
                         recall = self._recall(other, handle, demand, names)
                         recalls.append(recall)
                     ticket.waits_for[recall] = None
-        self._refuse_circles(ticket, False, now_s)
         return ticket, recalls
 
     def end(self, ticket: Ticket) -> None:
@@ -230,10 +229,11 @@ class Owner:
         return [ticket for ticket in self._waiting if ticket.is_ready or ticket.refused]
 
     @staticmethod
-    def _demand(need: Need, held: Held) -> Demand:
+    def _demand(need: Need, held: Held, is_contended: bool) -> Demand:
         demand = DEMANDS[need.use, held.mode]
-        if demand is Demand.FORGET_NAMES and need.use is Use.NAME and held.forgot_at == held.serial:
-            return Demand.GIVE_BACK  # it asked for nothing since it last forgot: it does not look there any more
+        is_idle = held.forgot_at == held.serial  # it asked for nothing since it last forgot: it looks elsewhere now
+        if demand is Demand.FORGET_NAMES and need.use is Use.NAME and (is_idle or is_contended):
+            return Demand.GIVE_BACK
         return demand
 
     def _find(self, session: SessionKey, handle: Handle, demand: Demand, names: tuple[bytes, ...]) -> Recall | None:
@@ -267,13 +267,11 @@ class Owner:
         """To be called now and then; afterwards `ready` tells who was refused."""
         for ticket in self._waiting:
             if ticket.waits_for and now_s - ticket.begun_s >= STUCK_S:
-                self._refuse_circles(ticket, True, now_s)
+                self._refuse_circles(ticket, now_s)
 
-    def _refuse_circles(self, ticket: Ticket, is_stuck: bool, now_s: float) -> None:
-        while circle := self._circle(ticket, is_stuck):
+    def _refuse_circles(self, ticket: Ticket, now_s: float) -> None:
+        while circle := self._circle(ticket):
             refused_s = [self._refused_at(one) for one in circle]
-            if not is_stuck and max(refused_s) > now_s - CONTENDED_S:
-                return  # made again, with what its node forgets meanwhile still on its way to us
             self._refuse(circle[refused_s.index(min(refused_s))], now_s)
 
     def _refused_at(self, ticket: Ticket) -> float:
@@ -287,13 +285,13 @@ class Owner:
             self._objects[handle].contended_until_s = now_s + CONTENDED_S
             self._refused_s[ticket.session, handle] = now_s
 
-    def _circle(self, ticket: Ticket, is_stuck: bool) -> list[Ticket]:
+    def _circle(self, ticket: Ticket) -> list[Ticket]:
         """Tickets that wait for each other, beginning with this one; empty if there are none."""
         before: dict[Ticket, Ticket | None] = {ticket: None}
         ways = [ticket]
         while ways:
             last = ways.pop()
-            for other in self._blocked_by(last, is_stuck):
+            for other in self._blocked_by(last):
                 if other is ticket:
                     circle: list[Ticket] = []
                     step: Ticket | None = last
@@ -306,17 +304,16 @@ class Owner:
                     ways.append(other)
         return []
 
-    def _blocked_by(self, ticket: Ticket, is_stuck: bool) -> Iterator[Ticket]:
+    def _blocked_by(self, ticket: Ticket) -> Iterator[Ticket]:
         """Those whose nodes keep the directory locked of which they must forget something for this one."""
         if ticket.refused:
             return
         for recall in ticket.waits_for:
             if self._is_directory(recall.handle):  # forgetting a file waits for no lock
                 for other in self._waiting:
-                    if other.session == recall.session and other.waits_for and not other.refused:
-                        locks = other.handles if is_stuck else other.handles & {recall.handle}
-                        if any(map(self._is_directory, locks)):
-                            yield other
+                    is_waiting = other.waits_for and not other.refused
+                    if other.session == recall.session and is_waiting and any(map(self._is_directory, other.handles)):
+                        yield other
 
     def _is_directory(self, handle: Handle) -> bool:
         leased = self._objects.get(handle)

@@ -59,7 +59,8 @@ class Inode(Generic[OwnerT]):
     """
 
     __slots__ = (
-        "breaks", "dropping", "handle", "id", "is_directory", "lease", "lookups", "owner", "regain_at_s", "xattrs",
+        "breaks", "changing", "dropping", "forgetting", "handle", "id", "is_directory", "lease", "lookups", "owner",
+        "regain_at_s", "wakes", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
@@ -73,12 +74,25 @@ class Inode(Generic[OwnerT]):
         self.xattrs: Xattrs | None = None
         self.dropping: set[trio.Event] = set()  # set when a thread has done so
         self.regain_at_s = 0.0  # operations_files.py
+        self.changing = 0  # calls of ours under way that change names here: the kernel keeps the directory locked
+        self.wakes: set[trio.Event] = set()  # to be set when such a call begins
+        self.forgetting: set[trio.Event] = set()  # set when names were forgotten that the owner was told are; recall.py
 
     @property
     def hold(self) -> tuple[int, int] | None:
         """None where nothing is held.  The same before a question and after its answer: the answer may be kept."""
         round_ = self.owner.leases.round
         return (round_, self.breaks) if round_ and self.lease.is_held else None
+
+    def begin_change(self) -> None:
+        """A call of ours that changes names here is sent to the owner."""
+        self.changing += 1
+        for event in self.wakes:
+            event.set()
+        self.wakes.clear()
+
+    def end_change(self) -> None:
+        self.changing -= 1
 
     def broken(self) -> None:
         """What is known of it besides its names does not hold any more, or may not: it is being changed."""

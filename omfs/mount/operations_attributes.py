@@ -33,6 +33,8 @@ class AttributeOperations(FileOperations):
         if self.is_local(inode):
             return self.self_entry()
         known = self.inodes.get(inode)
+        if known.forgetting:
+            await self.recaller.wait_forgotten(known)
         if known.handle is None:
             of_root = await known.owner.get_root_attributes()
             entry = self.directory_entry(known)

@@ -60,8 +60,12 @@ class NameOperations(Foundation):
         """Await *change*, which makes, moves or removes these names of these directories: no listing may be told again.
 
         Afterwards, also where it failed: only what is listed from then on need show it.  The kernel voids its own copy
-        when it is told of success; where nobody knows whether it happened that is left to us.
+        when it is told of success; where nobody knows whether it happened that is left to us.  It does not void
+        attributes of the directory that were answered before and that it has not taken yet: that is ours, too.
         """
+        directories = [self.object(number) for number, _ in changed]
+        for directory in directories:
+            directory.begin_change()
         try:
             return await change
         except RemoteFailure:
@@ -73,8 +77,10 @@ class NameOperations(Foundation):
                 self.recaller.forget_names_soon(self.object(number), (name,))
             raise
         finally:
-            for number, _ in changed:
-                self.listings.stale(number)
+            for directory in directories:
+                directory.end_change()
+                self.listings.stale(directory.id)
+                self.recaller.void_attributes(directory)
 
     @answering
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:

@@ -13,6 +13,11 @@ kernel discards attributes that were on their way when it was told (its attr_ver
 GETATTR; other replies never carry attributes that stay valid (handlers.py).  What the kernel says it does not know may
 be on its way too: it is told again until it knows, or has forgotten.
 
+A call of our own that changes names keeps the directory locked in the kernel until its owner answers it, and the owner
+may be waiting for us.  So while such a call is under way a recall of names is answered before they are forgotten, and
+nobody sees them all the same: without valid attributes of the directory the kernel asks for them before it looks at any
+name in it (default_permissions), and that question is answered when the names are forgotten (`wait_forgotten`).
+
 Names are expired, not dropped: a current directory or an open file keeps its path.  Only an expired name is looked up
 again without the directory's lock, so for a while after such a look-up the name is dropped for real.
 
@@ -48,6 +53,7 @@ log = logging.getLogger(__name__)
 THREADS_MAX: Final = 256  # of each kind
 REVALIDATED_S: Final = 10.0  # until then the kernel may still be processing the answer to a repeated look-up
 _REVALIDATED_MAX: Final = 65536
+LOCKED_BY_ASKER_S: Final = 0.02  # forgetting takes less when nobody keeps the directory locked
 _AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet; doubled up to ...
 _AGAIN_MAX_S: Final = 0.1
 _UNKNOWN_MAX_S: Final = 10.0  # about the term: by then it is forgotten, and its FORGET was lost with a request
@@ -132,10 +138,13 @@ class Recaller:
         else:
             known = self._known(node, recall.handle)
             if known is not None:
-                if isinstance(recall, wire.RecallNames):
-                    await self._forget(known, recall.names, known.lease.mode)
-                elif recall.mode is Mode.NONE:  # else only writes would have to be given up
-                    await self._forget(known, None, recall.mode)
+                names, left = (
+                    (recall.names, known.lease.mode) if isinstance(recall, wire.RecallNames) else (None, recall.mode)
+                )
+                if known.is_directory and names != ():
+                    await self._forget_names(known, names, left)
+                elif names is not None or left is Mode.NONE:  # else only writes would have to be given up
+                    await self._forget(known, names, left)
         self.counters.recalled(time.perf_counter() - begun_s)
 
     def _known(self, node: RemoteNode, handle: bytes) -> Inode[RemoteNode] | None:
@@ -163,6 +172,53 @@ class Recaller:
                 await dropping.wait()
         finally:
             Holder.end_recall(lease, left)
+
+    async def _forget_names(self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode) -> None:
+        """As `_forget`.  Returns as soon as nobody can see the names any more, see above."""
+        if self.notifier is None or self._nursery is None:
+            return
+        forgotten = trio.Event()
+        Holder.begin_recall(inode.lease)
+        self._nursery.start_soon(self._forget_and_tell, inode, names, left, forgotten)
+        while not forgotten.is_set():
+            if inode.changing:
+                inode.forgetting.add(forgotten)
+                self.void_attributes(inode)
+                return
+            inode.wakes.add(forgotten_or_changing := trio.Event())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_set_after, forgotten, forgotten_or_changing)
+                await forgotten_or_changing.wait()
+                nursery.cancel_scope.cancel()
+            inode.wakes.discard(forgotten_or_changing)
+
+    async def _forget_and_tell(
+        self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode, forgotten: trio.Event
+    ) -> None:
+        try:
+            await self._forget(inode, names, left)
+        finally:
+            Holder.end_recall(inode.lease, left)
+            inode.forgetting.discard(forgotten)
+            forgotten.set()
+
+    async def wait_forgotten(self, inode: Inode[RemoteNode]) -> None:
+        """Before attributes of a directory are told: names that the owner believes forgotten are.
+
+        Somebody may ask for the attributes while he has the directory locked himself, before his call is under way:
+        then waiting does not help, and what he looks at will be looked at by the owner.
+        """
+        for forgotten in tuple(inode.forgetting):
+            while not forgotten.is_set():
+                with trio.move_on_after(LOCKED_BY_ASKER_S):
+                    await forgotten.wait()
+                if not inode.changing:
+                    break
+
+    def void_attributes(self, inode: Inode[RemoteNode]) -> None:
+        """Attributes that the kernel has, or is about to take, do not count any more.  Never waits."""
+        if self.notifier is not None:
+            _forget_attributes(self.notifier, [inode.id])
 
     async def _pass(self, inode: Inode[RemoteNode], names: tuple[bytes, ...]) -> bool:
         """False: the kernel does not know the object."""
@@ -321,6 +377,11 @@ class Recaller:
         finally:
             inode.dropping.discard(dropping)
             dropping.set()
+
+
+async def _set_after(first: trio.Event, then: trio.Event) -> None:
+    await first.wait()
+    then.set()
 
 
 class _Again:

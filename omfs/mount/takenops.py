@@ -78,6 +78,8 @@ def _look_up(just_told: JustTold) -> Handler:
 async def _get_attributes(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     inode = operations.inodes.get(operations.hook.node_id)
     assert inode.handle is not None  # the directory of a node is not taken
+    if inode.forgetting:
+        await operations.recaller.wait_forgotten(inode)
     got = await inode.owner.get_attributes(inode.handle)
     return abi.attr_reply(unique, abi.attributes(inode.id, got.attributes), operations.attributes_s(inode, got))
 
@@ -226,7 +228,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     def take_get_attributes(hook: Hook, request: memoryview) -> Taken:
         number = hook.node_id
         attr = just_told.take(hook.pid, number)
-        if attr is not None:
+        if attr is not None and not operations.object(number).forgetting:
             hook.answer(abi.attr_reply(hook.unique, attr, 0))
             return None
         return PASSED if number < FIRST_OBJECT_ID else get_attributes(hook, request)
