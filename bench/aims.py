@@ -41,6 +41,5 @@ AIMS: Final[dict[str, dict[str, float]]] = {
     "dbench_4": {"MooseFS": 1},
     "turn_open": {AT_MOST: 3},
     "turn_kept": {AT_MOST: 3},
-    "turn_create": {AT_MOST: 3},
     "turn_owner": {AT_MOST: 3},
 }

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from bench.pingpong import STALE_STATUS
 from omfs.lab import topology
 
 NAME: Final = "bench"
@@ -40,6 +41,10 @@ exit 1
 
 class BenchError(Exception):
     """A step that failed; the text is for the user."""
+
+
+class StaleError(BenchError):
+    """Of two programs that take turns one was shown what the other had already changed."""
 
 
 def run(argv: list[str], text: str | None = None) -> str:
@@ -102,7 +107,10 @@ def pair(name: str, first: tuple[int, list[str]], second: tuple[int, list[str]])
         for process in started:
             process.kill()
             process.wait()
-    if any(process.returncode for process in started):
+    statuses = [process.returncode for process in started]
+    if STALE_STATUS in statuses:
+        raise StaleError(said[statuses.index(STALE_STATUS)].strip())
+    if any(statuses):
         raise BenchError(f"{name}: {' / '.join(text.strip() for text in said if text.strip())[-2000:]}")
     return said[0]
 

@@ -1,8 +1,8 @@
 """Two programs in two nodes take turns on one file: what runs inside them for `make bench ARGS=--pingpong`.
 
 The turn passes by the programs' stdin and stdout, which bench/nodes.py connects crosswise; a turn is the read of what
-the other side has just written, and a write.  Whoever reads anything else ends with an error, so a stale answer is
-never timed.  The first program prints milliseconds a turn on stderr.  Standard library only.
+the other side has just written, and a write.  Whoever reads anything else ends with STALE_STATUS, so a stale answer
+is never timed.  The first program prints milliseconds a turn on stderr.  Standard library only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 SIZE = 4096
 TOKEN = b"."
 WARM_UP = 20  # rounds, untimed
+STALE_STATUS = 3
 
 # name -> (what it is, unit); the order of the table
 PINGPONG = {
@@ -87,7 +88,7 @@ def prepare(directory: str) -> None:
 
 def wait_token() -> None:
     if os.read(0, 1) != TOKEN:
-        raise StaleError("the other program has ended")
+        raise EOFError("the other program has ended")
 
 
 def pass_token() -> None:
@@ -138,8 +139,9 @@ def main() -> None:
             print(json.dumps(lead(turn, arguments.rounds)), file=sys.stderr)
         else:
             follow(turn, arguments.rounds)
-    except (StaleError, OSError) as error:
-        sys.exit(f"{arguments.action}: {error}")
+    except (StaleError, EOFError, OSError) as error:
+        print(f"{arguments.action}: {error}", file=sys.stderr)
+        sys.exit(STALE_STATUS if isinstance(error, StaleError) else 1)
 
 
 if __name__ == "__main__":

@@ -76,12 +76,18 @@ def compare(suite: Suite, contenders: list[Contender], rounds: int) -> table.Rou
             say(f"round {number + 1} of {rounds}: {contender.name}, {time.monotonic() - start:.0f} s")
         for name, figures in suite.measure_together(contenders, f"together{number}").items():
             note(name, figures)
-    return {name: figures for name, figures in measured.items() if figures}
+    for contender in contenders:
+        for row in suite.disqualified(contender) & set(measured[contender.name]):
+            del measured[contender.name][row]
+    return measured
 
 
-def report(contenders: list[Contender], rounds: table.Rounds, title: str, path: Path | None) -> None:
-    figures = table.medians(rounds)
-    notes = {one.name: f"{one.software()}; {one.note}" for one in contenders if one.name in rounds}
+def report(suite: Suite, contenders: list[Contender], rounds: table.Rounds, title: str, path: Path | None) -> None:
+    figures = table.medians({name: measured for name, measured in rounds.items() if measured})
+    notes = {one.name: f"{one.software()}; {one.note}" for one in contenders}
+    for contender in contenders:
+        if stale := suite.disqualified(contender):
+            notes[contender.name] += f"; showed stale data in: {', '.join(suite.rows[row][0] for row in sorted(stale))}"
     table.show(figures, notes, title)
     if path:
         facts = {
@@ -125,7 +131,9 @@ def main() -> None:
         for line in suite.start():
             say(line)
         rounds = compare(suite, contenders, count)
-        report(contenders, rounds, f"{suite.title}; {count} rounds; {suite.node_count} lab nodes", arguments.json)
+        report(
+            suite, contenders, rounds, f"{suite.title}; {count} rounds; {suite.node_count} lab nodes", arguments.json
+        )
     except nodes.BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

@@ -31,6 +31,9 @@ class Suite(Protocol):
     def measure(self, contender: Contender, place: str) -> Figures:
         """One contender's round, in a fresh directory named *place*, removed again."""
 
+    def disqualified(self, contender: Contender) -> set[str]:
+        """Rows in which it gave a wrong answer in any round: its figures there do not count."""
+
     def measure_together(self, contenders: list[Contender], place: str) -> dict[str, Figures]:
         """What has to be measured in turn, at the end of a round: contender -> figures."""
 
@@ -55,6 +58,9 @@ class Calls:
         nodes.program(node, "workloads", "remove", f"{origin}/{place}", *self._sizes)
         figures: Figures = json.loads(answer)
         return figures
+
+    def disqualified(self, contender: Contender) -> set[str]:
+        return set()
 
     def measure_together(self, contenders: list[Contender], place: str) -> dict[str, Figures]:
         return {}
@@ -88,6 +94,9 @@ class Programs:
         figures: Figures = json.loads(answer)
         return figures
 
+    def disqualified(self, contender: Contender) -> set[str]:
+        return set()
+
     def measure_together(self, contenders: list[Contender], place: str) -> dict[str, Figures]:
         """PostMark on node 1's own tree, under its own path and under oMFS's."""
         omfs = [contender for contender in contenders if isinstance(contender, Omfs)]
@@ -109,6 +118,7 @@ class Turns:
     def __init__(self, quick: bool) -> None:
         self._count = 100 if quick else 500
         self.title = f"one file of 4 KiB, {2 * self._count} turns"
+        self._stale: dict[str, set[str]] = {}
 
     def start(self) -> list[str]:
         return ["sshfs is not measured: two of its mounts don't see each other's changes for 20 s"]
@@ -117,20 +127,34 @@ class Turns:
         other = contender.seen_by_another()
         if other is None:
             return {}
-        node, origin = contender.origin()
         figures = {}
         for row in self.rows:
             second = contender.origin() if row == "turn_owner" else other
             if row == "turn_owner" and second == other:
                 continue  # here the other's mount is where the files are made
-            path = f"{place}-{row}"
-            nodes.program(node, "pingpong", "prepare", f"{origin}/{path}")
-            options = ["--turn", row, "--rounds", str(self._count)]
-            first = (CLIENT, ["lead", f"{contender.seen_at()}/{path}", *options])
-            answer = nodes.pair("pingpong", first, (second[0], ["follow", f"{second[1]}/{path}", *options]))
-            nodes.on(node, "rm", "-r", f"{origin}/{path}")
-            figures[row] = float(json.loads(answer))
+            if row in self.disqualified(contender):
+                continue
+            try:
+                figures[row] = self._turns(contender, second, row, f"{place}-{row}")
+            except nodes.StaleError as error:
+                if isinstance(contender, Omfs):
+                    raise
+                self._stale.setdefault(contender.name, set()).add(row)
+                print(f"{contender.name}, {self.rows[row][0]}: stale, does not count: {error}", flush=True)
         return figures
+
+    def _turns(self, contender: Contender, second: tuple[int, str], row: str, place: str) -> float:
+        """Node 1 and the *second* node and path take turns; milliseconds a turn."""
+        node, origin = contender.origin()
+        options = ["--turn", row, "--rounds", str(self._count)]
+        nodes.program(node, "pingpong", "prepare", f"{origin}/{place}")
+        first = (CLIENT, ["lead", f"{contender.seen_at()}/{place}", *options])
+        answer = nodes.pair("pingpong", first, (second[0], ["follow", f"{second[1]}/{place}", *options]))
+        nodes.on(node, "rm", "-r", f"{origin}/{place}")
+        return float(json.loads(answer))
+
+    def disqualified(self, contender: Contender) -> set[str]:
+        return self._stale.get(contender.name, set())
 
     def measure_together(self, contenders: list[Contender], place: str) -> dict[str, Figures]:
         return {}

@@ -52,8 +52,8 @@ def test_less_done_than_told_is_an_error(tmp_path: Path) -> None:
         programs.git_status(str(clone))
 
 
-def play(lead: Path, follow: Path, turn: str) -> tuple[str, str]:
-    """What the two programs said on stderr, each looking at a directory of its own."""
+def play(lead: Path, follow: Path, turn: str) -> list[tuple[int, str]]:
+    """Exit status and stderr of the two programs, each looking at a directory of its own."""
     to_lead, to_follow = os.pipe(), os.pipe()
     started = [
         subprocess.Popen(
@@ -66,16 +66,17 @@ def play(lead: Path, follow: Path, turn: str) -> tuple[str, str]:
     ]  # fmt: skip
     for fd in (*to_lead, *to_follow):
         os.close(fd)
-    first, second = (process.communicate(timeout=60)[1] for process in started)
-    return first, second
+    said = [process.communicate(timeout=60)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
 @pytest.mark.parametrize("turn", pingpong.PINGPONG)
 def test_turns_on_one_directory_are_timed(tmp_path: Path, turn: str) -> None:
     pingpong.prepare(str(tmp_path / "x"))
-    figure, nothing = play(tmp_path / "x", tmp_path / "x", turn)
+    (status, figure), follower = play(tmp_path / "x", tmp_path / "x", turn)
+    assert status == 0
     assert float(figure) > 0
-    assert nothing == ""
+    assert follower == (0, "")
 
 
 @pytest.mark.parametrize("turn", pingpong.PINGPONG)
@@ -83,6 +84,7 @@ def test_a_stale_answer_ends_both(tmp_path: Path, turn: str) -> None:
     """Two directories that know nothing of each other are a cache that is never told."""
     for name in ("x", "y"):
         pingpong.prepare(str(tmp_path / name))
-    first, second = play(tmp_path / "x", tmp_path / "y", turn)
-    assert first == "lead: the other program has ended\n"
-    assert second.startswith("follow: turn 2: ")
+    first, (status, said) = play(tmp_path / "x", tmp_path / "y", turn)
+    assert first == (1, "lead: the other program has ended\n")
+    assert status == pingpong.STALE_STATUS
+    assert said.startswith("follow: turn 2: ")
