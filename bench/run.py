@@ -84,8 +84,9 @@ def compare(suite: Suite, contenders: list[Contender], rounds: int) -> table.Rou
 
 def report(suite: Suite, contenders: list[Contender], rounds: table.Rounds, title: str, path: Path | None) -> None:
     figures = table.medians({name: measured for name, measured in rounds.items() if measured})
-    notes = {one.name: f"{one.software()}; {one.note}" for one in contenders}
-    for contender in contenders:
+    taking_part = [one for one in contenders if one.name in figures or suite.disqualified(one)]
+    notes = {one.name: f"{one.software()}; {one.note}" for one in taking_part}
+    for contender in taking_part:
         if stale := suite.disqualified(contender):
             notes[contender.name] += f"; showed stale data in: {', '.join(suite.rows[row][0] for row in sorted(stale))}"
     table.show(figures, notes, title)

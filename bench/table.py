@@ -1,7 +1,7 @@
 """Medians, ratios, aims and the table, on the terminal or as Markdown.  Pure, but for the printing.
 
-Called by run.py; `python -m bench.table FILE...` prints what `bench.run --json` wrote once more, with --markdown for
-docs/PERFORMANCE.md.
+Called by run.py; `python -m bench.table FILE...` prints what `bench.run --json` wrote once more, or with --into puts it
+into docs/PERFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Medians: TypeAlias = dict[str, dict[str, float]]
 
 OMFS: Final = "oMFS"
 WIDTH: Final = 140  # columns of the printed table and notes
+BEGIN: Final = "<!-- figures: written by bench.table --into -->"
+END: Final = "<!-- end of the figures -->"
 CAPTION: Final = (
     f"x {NATIVE}: how many times as long as native oMFS takes, less is better; / sshfs: how many times as fast as "
     "sshfs it is, more is better; aims are meant in the same way"
@@ -136,6 +138,15 @@ def markdown(facts: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def put_into(document: str, text: str) -> str:
+    """*document* with *text* between its marks.  Raises ValueError where it has none."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} ... {END}")
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
+
+
 def _short(figure: float | None) -> str:
     """Three digits or so."""
     if figure is None:
@@ -147,13 +158,20 @@ def _short(figure: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.table", description="Print what `bench.run --json FILE` wrote.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="for docs/PERFORMANCE.md")
+    parser.add_argument("--markdown", action="store_true", help="as Markdown")
+    parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="as Markdown, between the marks of this file")
     arguments = parser.parse_args()
-    for path in arguments.files:
-        facts = json.loads(path.read_text())
-        if arguments.markdown:
-            print(markdown(facts))
-        else:
+    all_facts = [json.loads(path.read_text()) for path in arguments.files]
+    text = "\n".join(markdown(facts) for facts in all_facts)
+    if arguments.into:
+        try:
+            arguments.into.write_text(put_into(arguments.into.read_text(), text))
+        except ValueError as error:
+            parser.error(f"{arguments.into}: {error}")
+    elif arguments.markdown:
+        print(text)
+    else:
+        for facts in all_facts:
             show(facts["medians"], facts["contenders"], facts["title"])
 
 

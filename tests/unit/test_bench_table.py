@@ -87,3 +87,10 @@ def test_markdown_is_whole_where_figures_are_missing() -> None:
         "",
         "- oMFS: a note",
     ]
+
+
+def test_figures_go_between_the_marks_and_nowhere_else() -> None:
+    document = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    assert table.put_into(document, "new\n") == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    with pytest.raises(ValueError, match="no <!-- figures"):
+        table.put_into("nothing\n", "new")
