@@ -114,9 +114,8 @@ class Foundation(pyfuse3.Operations):
     def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found) -> Told:
         """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered."""
         told, inode = self._told(parent, name, found)
-        if parent.owner.leases.granted(inode.lease, found.serial, found.mode):
-            return told._replace(attr_s=CACHED_S)
-        return told
+        granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        return told._replace(attr_s=valid_s(inode, granted))
 
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
@@ -143,7 +142,7 @@ class Foundation(pyfuse3.Operations):
     @staticmethod
     def attributes_s(inode: Inode[RemoteNode], got: wire.AttributesGot) -> int:
         """For GETATTR."""
-        return CACHED_S if inode.owner.leases.granted(inode.lease, got.serial, got.mode) else 0
+        return valid_s(inode, inode.owner.leases.granted(inode.lease, got.serial, got.mode))
 
     @staticmethod
     def entry(told: Told) -> EntryAttributes:
@@ -204,6 +203,17 @@ class Foundation(pyfuse3.Operations):
     async def forget(self, inode_list: Any) -> None:
         for number, lookups in inode_list:
             self.inodes.forget(number, lookups)
+
+
+def valid_s(inode: Inode[RemoteNode], granted: bool | Mode) -> int:
+    """How long the kernel may keep attributes that are granted.
+
+    Not at all where it reads the file through its page cache and the data are under no lease any more: it would
+    read no further than the size that it knows, and a native program may be appending.
+    """
+    if not granted or (not inode.lease.data and inode.owner.is_cached(inode.handle)):
+        return 0
+    return CACHED_S
 
 
 def filled(entry: EntryAttributes, number: int, attributes: wire.Attributes) -> EntryAttributes:

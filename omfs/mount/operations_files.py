@@ -114,7 +114,7 @@ class FileOperations(NameOperations):
     async def _end_cached_data(self, inode: Inode[RemoteNode]) -> None:
         """No page of it may stay, for it was changed through this mount, or is going to be."""
         had_data, inode.lease.data = inode.lease.data, False
-        if had_data or any(file.is_cached for file in self._open_files(inode)):
+        if had_data or inode.owner.is_cached(inode.handle):
             await self.recaller.drop_pages(inode)
 
     async def data_changed(self, file: RemoteFile) -> None:

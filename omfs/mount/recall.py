@@ -234,16 +234,11 @@ class Recaller:
         if inode.is_directory:
             self._on_stale(inode.id)
         self.counters.dropped_names += len(names)
-        pages = inode.lease.data or self._is_cached(inode)
+        pages = inode.lease.data or inode.owner.is_cached(inode.handle)
         self.counters.dropped_pages += pages
         recent_s = trio.current_time() - REVALIDATED_S
         dropped = frozenset(name for name in names if self._revalidated.get((inode.id, name), recent_s) > recent_s)
         return Doomed(inode.id, names, dropped, inode.is_directory, pages)
-
-    @staticmethod
-    def _is_cached(inode: Inode[RemoteNode]) -> bool:
-        files = inode.owner.files.get(inode.handle, ()) if inode.handle is not None else ()
-        return any(file.is_cached for file in files)
 
     # ------------------------------------------------------------ everything of an owner
 

@@ -90,6 +90,10 @@ class RemoteNode:
         self._epoch = peer.epoch
         self._is_doubtful = False  # it did not answer within _SILENT_S when last asked about its root
 
+    def is_cached(self, handle: bytes | None) -> bool:
+        """Whether the kernel reads a file that is open here through its page cache."""
+        return handle is not None and any(file.is_cached for file in self.files.get(handle, ()))
+
     def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:
         """The process that *task* works for was signalled."""
         self.peer.interrupt(task, still_wanted)
