@@ -25,6 +25,7 @@ from omfs.export.mounts import Mount
 
 MOUNTS_CHECK_S: Final = 1.0
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
+UNCACHED_S: Final = 2.0  # so long the data of a file that was opened for writing while cached are not cached again
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
 _DESCRIPTORS_SHARE: Final = 4  # guards may take the nth part of all descriptors
 
@@ -44,6 +45,7 @@ class Guards:
         self._leasing = leasing
         self._changes: LocalChanges | None = None
         self._guarded: set[bytes] = set()  # keys of localchanges.py
+        self._written_s: dict[bytes, float] = {}  # when a guarded file was last opened for writing, by key
         self._to_give_way: list[bytes] = []  # keys that were told before `run`
         self._nursery: trio.Nursery | None = None
         self._generation = disk.mounts.generation
@@ -62,7 +64,7 @@ class Guards:
     def put(self, place: Place) -> bool:
         """Whether the data may be cached from now on.  What was read before may be old."""
         key = self._key(place.handle)
-        if self._changes is None or key is None or not place.is_regular:
+        if self._changes is None or key is None or not place.is_regular or self._is_written_now(key):
             return False
         if not self._changes.guard_data(key, lambda flags: self._disk.open_as_root(place, flags)):
             return False
@@ -76,6 +78,21 @@ class Guards:
         if self._changes is not None and key is not None and key in self._guarded:
             self._guarded.discard(key)
             self._changes.unguard(key)
+            self._written_s[key] = trio.current_time()
+
+    def _is_written_now(self, key: bytes) -> bool:
+        """Whether somebody opened the cached file for writing a moment ago: then it pays to leave it uncached.
+
+        And it is safer: a descriptor that was opened while nobody wrote reads through the page cache until it is
+        closed, whoever writes meanwhile.
+        """
+        written_s = self._written_s.get(key)
+        if written_s is None:
+            return False
+        if trio.current_time() < written_s + UNCACHED_S:
+            return True
+        del self._written_s[key]
+        return False
 
     def _key(self, handle: bytes) -> bytes | None:
         """None where the mount is not watched."""
@@ -108,6 +125,7 @@ class Guards:
         needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
         async with self._leasing.recalled(_NOBODY, needs):
             self._guarded.discard(key)
+            self._written_s[key] = trio.current_time()
             if self._changes is not None:
                 self._changes.unguard(key)
 
@@ -165,5 +183,7 @@ class Guards:
             while True:
                 await trio.sleep(MOUNTS_CHECK_S)
                 self._look_at_mounts()
+                for key in list(self._written_s):
+                    self._is_written_now(key)  # forgets it when it is long ago
                 if self._changes.in_grace and not self._leasing.has_ghosts:
                     self._changes.end_grace()

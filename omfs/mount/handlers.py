@@ -114,8 +114,7 @@ class Foundation(pyfuse3.Operations):
     def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found) -> Told:
         """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered."""
         told, inode = self._told(parent, name, found)
-        granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
-        return told._replace(attr_s=valid_s(inode, granted))
+        return told._replace(attr_s=attributes_kept_s(inode, found.serial, found.mode))
 
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
@@ -142,7 +141,7 @@ class Foundation(pyfuse3.Operations):
     @staticmethod
     def attributes_s(inode: Inode[RemoteNode], got: wire.AttributesGot) -> int:
         """For GETATTR."""
-        return valid_s(inode, inode.owner.leases.granted(inode.lease, got.serial, got.mode))
+        return attributes_kept_s(inode, got.serial, got.mode)
 
     @staticmethod
     def entry(told: Told) -> EntryAttributes:
@@ -205,15 +204,15 @@ class Foundation(pyfuse3.Operations):
             self.inodes.forget(number, lookups)
 
 
-def valid_s(inode: Inode[RemoteNode], granted: bool | Mode) -> int:
-    """How long the kernel may keep attributes that are granted.
+def attributes_kept_s(inode: Inode[RemoteNode], serial: int, mode: Mode) -> int:
+    """How long the kernel may keep attributes that come with this grant.
 
     Not at all where it reads the file through its page cache and the data are under no lease any more: it would
     read no further than the size that it knows, and a native program may be appending.
     """
-    if not granted or (not inode.lease.data and inode.owner.is_cached(inode.handle)):
+    if not inode.lease.data and inode.owner.is_cached(inode.handle):
         return 0
-    return CACHED_S
+    return CACHED_S if inode.owner.leases.granted(inode.lease, serial, mode) else 0
 
 
 def filled(entry: EntryAttributes, number: int, attributes: wire.Attributes) -> EntryAttributes:

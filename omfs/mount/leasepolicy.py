@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 
 from omfs import wire
-from omfs.mount.handlers import CACHED_S, valid_s
+from omfs.mount.handlers import CACHED_S, attributes_kept_s
 from omfs.mount.inodes import Inode
 from omfs.mount.listings import Policy
 from omfs.mount.remote import RemoteNode
@@ -28,5 +28,4 @@ class LeasePolicy(Policy):
         leases = directory.owner.leases
         inode.is_directory = stat.S_ISDIR(entry.attributes.mode)
         may_name = leases.may_name(directory.lease, read.serial, read.mode, entry.name)
-        may_keep = leases.granted(inode.lease, read.serial, entry.mode)
-        return CACHED_S if may_name else 0, valid_s(inode, may_keep)
+        return CACHED_S if may_name else 0, attributes_kept_s(inode, read.serial, entry.mode)

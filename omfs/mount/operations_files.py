@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -32,7 +31,9 @@ from omfs.net.frames import Buffer
 
 log = logging.getLogger(__name__)
 
-_REGAIN_AGAIN_S: Final = 1.0  # after the owner did not grant data; somebody writes the file there
+_REGAIN_ATTEMPTS: Final = 6
+_REGAIN_PAUSE_S: Final = 0.0005
+_REGAIN_AGAIN_S: Final = 1.0  # after the owner did not grant data; somebody keeps the file open for writing there
 _FMODE_EXEC: Final = 0x20  # include/linux/fs.h: the kernel opens it to execute it
 
 
@@ -151,7 +152,7 @@ class FileOperations(NameOperations):
     async def read_cached(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
         """A READ that fills pages.  They may stay if the data were under a lease from before it was asked until now.
 
-        Never waits for anything but the owner: a recall may be waiting for these pages.
+        Never waits for long, nor for anything but the owner: a recall may be waiting for these pages.
         """
         inode = file.inode
         assert inode is not None  # since it was numbered
@@ -165,22 +166,32 @@ class FileOperations(NameOperations):
                 self.recaller.drop_pages_soon(inode, offset, size_bytes)
 
     async def _regain_data(self, inode: Inode[RemoteNode], file: RemoteFile) -> None:
-        """The lease was recalled while the file is open: ask for it again, unless somebody writes the file here."""
-        now = trio.current_time()
-        if now < inode.regain_at_s or inode.lease.recalls or not inode.owner.leases.round:
+        """The lease was recalled while the file is open: ask for it again, unless somebody writes the file here.
+
+        Others who read it wait for the outcome: what is read without a lease could be seen by them too late.
+        """
+        if inode.regaining is not None:
+            await inode.regaining.wait()
+        if inode.lease.data or trio.current_time() < inode.regain_at_s or not inode.owner.leases.round:
             return
         if any(one.is_written for one in self._open_files(inode)):
             return
-        inode.regain_at_s = math.inf  # others read on meanwhile
+        regaining = inode.regaining = trio.Event()
         try:
-            took = self._took_data(inode, await file.open_for_lease())
+            for attempt in range(_REGAIN_ATTEMPTS):
+                if attempt:
+                    await trio.sleep(_REGAIN_PAUSE_S)  # who writes a record and closes needs less
+                if inode.lease.recalls:
+                    return  # the owner waits for us: what is read now is current, and is dropped before it goes on
+                if self._took_data(inode, await file.open_for_lease()):
+                    return
+            inode.regain_at_s = trio.current_time() + _REGAIN_AGAIN_S
         except OmfsError as error:
             log.debug("inode %d is read without a lease: %s", inode.id, error)
-            took = False
+            inode.regain_at_s = trio.current_time() + _REGAIN_AGAIN_S
         finally:
-            inode.regain_at_s = now
-        if not took:
-            inode.regain_at_s = now + _REGAIN_AGAIN_S
+            inode.regaining = None
+            regaining.set()
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
