@@ -24,13 +24,12 @@ import msgspec
 import trio
 
 from omfs import wire
-from omfs.cache.table import LeaseTable, read_boot_id
 from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, ControlError, NodeDown, OmfsError
 from omfs.export.dropping import Dropper
 from omfs.export.guards import Guards, guards_max
 from omfs.export.leasekeeper import LeaseKeeper
-from omfs.export.leasing import Leasing
+from omfs.export.leasing import Leasing, open_table
 from omfs.export.localchanges import LocalChanges
 from omfs.export.service import ExportService
 from omfs.export.underleases import UnderLeases
@@ -38,6 +37,7 @@ from omfs.kernel import utab
 from omfs.kernel.mounting import mount_at
 from omfs.mount import selfbind
 from omfs.mount.counters import Counters
+from omfs.mount.deadmount import watch_mount
 from omfs.mount.exportprocess import ExportProcess
 from omfs.mount.lowlevel import Hook
 from omfs.mount.operations import Operations
@@ -152,7 +152,9 @@ class OwnerSide:
     def build(cls, settings: Settings, standing: Standing) -> OwnerSide:
         """Raises ConfigError."""
         service = ExportService(settings, standing.local.node_id)
-        leasing = Leasing(_lease_table(settings), settings.lease_term_s, lambda *words: server.end_session(*words))
+        leasing = Leasing(
+            open_table(Path(settings.state_dir)), settings.lease_term_s, lambda *words: server.end_session(*words)
+        )
         guards = Guards(service.disk, leasing)
         door = UnderLeases(service, leasing, guards)
         server = service.server = Server(standing.local, settings, door, standing.identity.server_context)
@@ -242,6 +244,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(owner.server.run, [listener])
         owner.start(nursery)
+        nursery.start_soon(watch_mount, Path(settings.run_dir))
         with trio.CancelScope() as until_told:
             await nursery.start(_heed_signals, reload, until_told)
             _prepare_process()
@@ -254,20 +257,12 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
     owner.leasing.close()
 
 
-def _lease_table(settings: Settings) -> LeaseTable:
-    path = Path(settings.state_dir) / "leases"
-    try:
-        return LeaseTable.open(path, read_boot_id())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; the lease table is kept there") from None
-
-
 # ---------------------------------------------------------------- the holder's side
 
 
 def run_mount(options: MountOptions, settings: Settings, report_ready: Callable[[], None]) -> None:
     """Mount, and answer until unmounted.  *report_ready* is called when programs can use it.  Raises ConfigError."""
-    check_mountpoint(options.mountpoint)
+    check_mountpoint(options.mountpoint, Path(settings.run_dir))
     standing = Standing(settings)
     with _errors_unwrapped():
         trio.run(MountDaemon(options, settings, standing, report_ready).run)

@@ -23,6 +23,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
@@ -30,7 +31,8 @@ import trio
 from omfs import wire
 from omfs.cache.latency import BOUNDS_S, Latency
 from omfs.cache.owner import Change, Need, Owner, Recall, Ticket
-from omfs.cache.table import LeaseTable
+from omfs.cache.table import DIRECTORY, LeaseTable, read_boot_id
+from omfs.errors import ConfigError
 from omfs.export.handles import mount_of, prepared_of
 from omfs.wiretypes import Mode
 
@@ -41,6 +43,15 @@ BEHIND_FOR_S: Final = 1.0  # without a grant before the table says that it is co
 LEASES_PER_SESSION_MAX: Final = 500_000  # about 300 MB here; what is asked beyond them is answered without a lease
 
 log = logging.getLogger(__name__)
+
+
+def open_table(state_dir: Path) -> LeaseTable:
+    """The lease table of this node.  ConfigError."""
+    path = state_dir / DIRECTORY
+    try:
+        return LeaseTable.open(path, read_boot_id())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; the lease table is kept there") from None
 
 
 class Asked(Protocol):

@@ -13,25 +13,25 @@ from pathlib import Path
 from omfs.errors import ConfigError
 from omfs.kernel.mounting import MS_BIND, MS_REMOUNT, mount, mount_at
 from omfs.kernel.mounttable import OMFS_TYPE, MountLine
+from omfs.mount.deadmount import NOTE, identity
 from omfs.mount.options import MountOptions, refused_at_remount
 from omfs.mount.selfbind import bind_flags, binds_below
 
-_NOTE = "mount.json"
-
 
 def write_note(run_dir: Path, mountpoint: str, options: MountOptions) -> None:
-    """Tell a later remount what holds.  Raises OSError."""
+    """Tell a later remount what holds, and deadmount.py who we are.  Raises OSError."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / _NOTE).write_text(json.dumps({"mountpoint": mountpoint, "options": options.own()}))
+    note = {"mountpoint": mountpoint, "options": options.own(), "pid": os.getpid(), "started": identity(os.getpid())}
+    (run_dir / NOTE).write_text(json.dumps(note))
 
 
 def remove_note(run_dir: Path) -> None:
-    (run_dir / _NOTE).unlink(missing_ok=True)
+    (run_dir / NOTE).unlink(missing_ok=True)
 
 
 def _read_note(run_dir: Path, mountpoint: str) -> dict[str, object] | None:
     try:
-        note = json.loads((run_dir / _NOTE).read_text())
+        note = json.loads((run_dir / NOTE).read_text())
     except (OSError, ValueError):
         return None
     options = note.get("options")

@@ -23,6 +23,7 @@ from omfs.errors import ConfigError
 from omfs.kernel.fusenotify import Notifier
 from omfs.kernel.mounting import MNT_DETACH, mount_at, unmount
 from omfs.kernel.mounttable import OMFS_TYPE
+from omfs.mount.deadmount import abort_if_dead
 from omfs.mount.loop import Loop
 from omfs.mount.lowlevel_abi import READ_AHEAD_BYTES
 from omfs.mount.operations import Operations
@@ -37,7 +38,7 @@ WORKERS_MAX: Final = 1024  # without the hook: requests that may wait at the sam
 READ_AHEAD_KIB: Final = READ_AHEAD_BYTES >> 10  # what the kernel reads ahead of whoever reads through its page cache
 
 
-def check_mountpoint(mountpoint: str) -> None:
+def check_mountpoint(mountpoint: str, run_dir: Path) -> None:
     """Raise ConfigError with one clear line unless this process can mount there; a dead mount there is taken off."""
     if os.geteuid() != 0:
         raise ConfigError("only root can mount omfs (it serves all users); use sudo or fstab")
@@ -45,6 +46,7 @@ def check_mountpoint(mountpoint: str) -> None:
         raise ConfigError("/dev/fuse is missing: load the kernel module (modprobe fuse)")
     place = os.path.realpath(mountpoint)
     line = mount_at(os.fsencode(place))
+    abort_if_dead(run_dir)  # or the next lines might wait for ever
     try:
         mode = os.stat(place).st_mode
         os.statvfs(place)  # a dead mount still answers stat from the kernel's cache
@@ -55,7 +57,7 @@ def check_mountpoint(mountpoint: str) -> None:
             raise ConfigError(f"{mountpoint}: {error.strerror}") from None
         log.warning("%s: taking off the mount of an omfs that died", mountpoint)
         unmount(os.fsencode(place), MNT_DETACH)
-        check_mountpoint(mountpoint)
+        check_mountpoint(mountpoint, run_dir)
         return
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{mountpoint}: not a directory")
@@ -78,7 +80,7 @@ class Session:
 
     def open(self) -> None:
         """Mount.  Raises ConfigError.  From here on calls into the mountpoint wait for `run`."""
-        check_mountpoint(self.options.mountpoint)
+        check_mountpoint(self.options.mountpoint, self._run_dir)
         hook = self._operations.hook
         reason = hook.install()
         if reason:
