@@ -221,46 +221,71 @@ def test_exclusive_is_not_granted_beside_another(owner: Owner) -> None:
 # ------------------------------------------------------------ the lock of a directory
 
 
-def test_of_two_who_keep_a_directory_locked_against_each_other_one_is_refused(owner: Owner) -> None:
+def test_two_who_keep_a_directory_locked_against_each_other_only_wait(owner: Owner) -> None:
+    """Holders answer while calls of theirs are under way."""
     hold(owner, A, D)
     hold(owner, B, D)
     first, (at_b,) = waiting(owner, A, name(b"x"))
-    second, (at_a,) = owner.begin(B, name(b"y"), 0.0)
-    assert (first.refused, second.refused) == (False, True)
-    assert owner.ready() == [second]
-    owner.end(second)
-    owner.returned(B, at_b.serial)  # its lock is free
-    assert owner.ready() == [first]
-    owner.end(first)
-    owner.returned(A, at_a.serial)
-    assert modes(owner, C, D) == [Mode.NONE]  # contended
-    assert modes(owner, C, D, now_s=CONTENDED_S) == [Mode.SHARED]
-
-
-def test_a_call_that_is_made_again_has_time(owner: Owner) -> None:
-    """Its kernel makes it only twice, and what it had to forget is probably on its way to us."""
-    hold(owner, A, D)
-    hold(owner, B, D)
-    first, (at_b,) = waiting(owner, A, name(b"x"))
-    refused, (at_a,) = owner.begin(B, name(b"y"), 0.0)
-    owner.end(refused)
-    again, (everything,) = owner.begin(B, name(b"y"), 0.1)
+    second, (at_a,) = waiting(owner, B, name(b"y"))
+    owner.refuse_stuck(STUCK_S / 2)
     assert owner.ready() == []
     owner.returned(B, at_b.serial)
-    assert owner.ready() == [first]
     owner.returned(A, at_a.serial)
-    owner.returned(A, everything.serial)
-    assert owner.ready() == [first, again]
+    owner.refuse_stuck(STUCK_S)
+    assert owner.ready() == [first, second]
+    assert not first.refused
+    assert not second.refused
+
+
+def test_if_they_do_not_answer_one_is_refused(owner: Owner) -> None:
+    hold(owner, A, D)
+    hold(owner, B, D)
+    first, (at_b,) = waiting(owner, A, name(b"x"))
+    second, (at_a,) = waiting(owner, B, name(b"y"))
+    owner.refuse_stuck(STUCK_S)
+    assert (first.refused, second.refused) == (True, False)
+    assert owner.ready() == [first]
+    owner.end(first)
+    owner.returned(A, at_a.serial)  # its lock is free
+    assert owner.ready() == [second]
+    owner.end(second)
+    owner.returned(B, at_b.serial)
+    assert modes(owner, C, D, now_s=STUCK_S) == [Mode.NONE]  # contended
+    assert modes(owner, C, D, now_s=STUCK_S + CONTENDED_S) == [Mode.SHARED]
+
+
+@pytest.mark.parametrize(("after_s", "names"), [(CONTENDED_S / 2, None), (CONTENDED_S, (b"z",))])
+def test_where_it_is_contended_a_name_takes_the_lease_along(
+    owner: Owner, after_s: float, names: tuple[bytes, ...] | None
+) -> None:
+    """A was refused in D, of which it holds something itself: that would be in the next one's way."""
+    hold(owner, A, D, E)
+    hold(owner, B, D)
+    refused = waiting(owner, A, name(b"x"))[0]
+    waiting(owner, B, name(b"y", directory=E))
+    owner.refuse_stuck(STUCK_S)
+    assert owner.ready() == [refused]
+    _, recalls = owner.begin(C, name(b"z"), STUCK_S + after_s)
+    assert [recall.names for recall in recalls if recall.session == A] == [names]
+
+
+def circle_of_two(owner: Owner) -> tuple[Ticket, Ticket]:
+    """Of A and B in D; A is refused."""
+    first = owner.begin(A, name(b"x"), 0.0)[0]
+    second = owner.begin(B, name(b"y"), 0.0)[0]
+    owner.refuse_stuck(STUCK_S)
+    assert (first.refused, second.refused) == (True, False)
+    return first, second
 
 
 def test_if_it_does_not_help_the_other_is_refused(owner: Owner) -> None:
     hold(owner, A, D)
     hold(owner, B, D)
-    first, _ = waiting(owner, A, name(b"x"))
-    owner.end(owner.begin(B, name(b"y"), 0.0)[0])
-    again, _ = owner.begin(B, name(b"y"), 0.1)
-    owner.refuse_stuck(STUCK_S)
-    assert (first.refused, again.refused) == (True, False)
+    refused, second = circle_of_two(owner)
+    owner.end(refused)
+    again, _ = owner.begin(A, name(b"x"), STUCK_S)
+    owner.refuse_stuck(2 * STUCK_S)
+    assert (second.refused, again.refused) == (True, False)
 
 
 def test_a_circle_of_three(owner: Owner) -> None:
@@ -272,7 +297,8 @@ def test_a_circle_of_three(owner: Owner) -> None:
     for session, other in ((A, B), (B, C), (C, A)):
         needs = (*name(b"x", directory=directories[session]), *name(b"y", directory=directories[other]))
         tickets.append(owner.begin(session, needs, 0.0)[0])
-    assert [ticket.refused for ticket in tickets] == [False, False, True]
+    owner.refuse_stuck(STUCK_S)
+    assert [ticket.refused for ticket in tickets] == [True, False, False]
 
 
 def test_many_who_wait_for_each_other_in_no_circle(owner: Owner) -> None:
@@ -328,13 +354,14 @@ def test_two_who_change_one_file_only_wait(owner: Owner) -> None:
     assert not second.refused
 
 
-def test_whatever_is_forgotten_of_a_directory_waits_for_its_lock(owner: Owner) -> None:
+def test_whatever_is_forgotten_of_a_directory_may_wait_for_its_lock(owner: Owner) -> None:
     """The holder takes it even where no name is to be dropped, to have the replies under way processed."""
     hold(owner, A, D)
     hold(owner, B, D)
     first, _ = waiting(owner, A, CHMOD)
-    second, _ = owner.begin(B, CHMOD, 0.0)
-    assert (first.refused, second.refused) == (False, True)
+    second, _ = waiting(owner, B, CHMOD)
+    owner.refuse_stuck(STUCK_S)
+    assert (first.refused, second.refused) == (True, False)
 
 
 # ------------------------------------------------------------ returns
