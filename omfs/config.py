@@ -61,7 +61,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics_port_mount: TcpPort = 0  # 0: nobody is told; who wants metrics chooses a port that is free on all nodes
     metrics_port_export: TcpPort = 0  # of its own, because omfs-export is a process of its own
     metrics_address: str = "127.0.0.1"  # whoever may connect may read; "" = all addresses of this machine
-    lease_term_s: float = 12.0  # four ping intervals; less than the 45 s the kernel gives before it breaks a lease
+    # Holders drop what they cached after 0.7 of it: more than timeo, or calls of theirs that wait for a silent owner
+    # would still keep directories locked; and all less than the 45 s after which the kernel breaks a file lease.
+    lease_term_s: float = 24.0
     trees: tuple[Tree, ...] = ()
 
 

@@ -54,7 +54,8 @@ class Guards:
 
     @property
     def any(self) -> bool:
-        return bool(self._guarded)
+        """Whether `cached_as` and `remove` need be asked at all."""
+        return bool(self._guarded or self._written_s)
 
     def cached_as(self, handle: bytes) -> list[bytes]:
         """The handles under which the data of this file may be cached somewhere, if so."""
@@ -73,11 +74,13 @@ class Guards:
         return True
 
     def remove(self, handle: bytes) -> None:
-        """Nobody caches the data any more, under whatever handle."""
+        """It is opened for writing: nobody caches the data any more, under whatever handle."""
         key = self._key(handle)
         if self._changes is not None and key is not None and key in self._guarded:
             self._guarded.discard(key)
             self._changes.unguard(key)
+            self._written_s[key] = trio.current_time()
+        elif key in self._written_s:
             self._written_s[key] = trio.current_time()
 
     def _is_written_now(self, key: bytes) -> bool:
@@ -108,6 +111,8 @@ class Guards:
             leasing.recall_all()
             return
         assert change.key is not None
+        if change.key in self._written_s:
+            self._written_s[change.key] = trio.current_time()
         for handle in leasing.handles_of(change.key):
             if change.kind is ChangeKind.NAMES:
                 leasing.changed_here(handle, tuple(change.names) if len(change.names) <= NAMES_MAX else None)

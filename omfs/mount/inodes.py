@@ -76,7 +76,7 @@ class Inode(Generic[OwnerT]):
         self.regain_at_s = 0.0  # operations_files.py
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again
         self.changing = 0  # calls of ours under way that change names here: the kernel keeps the directory locked
-        self.wakes: set[trio.Event] = set()  # to be set when such a call begins
+        self.wakes: set[trio.Event] = set()  # see `wake`
         self.forgetting: set[trio.Event] = set()  # set when names were forgotten that the owner was told are; recall.py
 
     @property
@@ -88,6 +88,10 @@ class Inode(Generic[OwnerT]):
     def begin_change(self) -> None:
         """A call of ours that changes names here is sent to the owner."""
         self.changing += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Such a call has begun, or a file that was read through the page cache is closed: recall.py may go on."""
         for event in self.wakes:
             event.set()
         self.wakes.clear()

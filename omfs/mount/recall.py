@@ -21,6 +21,10 @@ name in it (default_permissions), and that question is answered when the names a
 Names are expired, not dropped: a current directory or an open file keeps its path.  Only an expired name is looked up
 again without the directory's lock, so for a while after such a look-up the name is dropped for real.
 
+A file that is being read through the page cache is given CLOSE_WITHIN_S to be closed: most programs read and close it,
+and they need the lease for that.  After it is gone the kernel may read up to an older end of the file, as it discards
+a size that was on its way when it was told to forget.
+
 A READ is never kept waiting.  One that is answered without a data lease, of a file that is cached otherwise, fills
 pages that nobody recalls: they are dropped at once (`drop_pages_soon`), and a recall waits for those drops it finds
 under way.
@@ -53,6 +57,7 @@ log = logging.getLogger(__name__)
 THREADS_MAX: Final = 256  # of each kind
 REVALIDATED_S: Final = 10.0  # until then the kernel may still be processing the answer to a repeated look-up
 _REVALIDATED_MAX: Final = 65536
+CLOSE_WITHIN_S: Final = 0.25  # a native program that wants to write may have to wait that long for long-lived readers
 LOCKED_BY_ASKER_S: Final = 0.02  # forgetting takes less when nobody keeps the directory locked
 _AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet; doubled up to ...
 _AGAIN_MAX_S: Final = 0.1
@@ -144,6 +149,8 @@ class Recaller:
                 if known.is_directory and names != ():
                     await self._forget_names(known, names, left)
                 elif names is not None or left is Mode.NONE:  # else only writes would have to be given up
+                    if known.lease.data:
+                        await self._wait_closed(known)
                     await self._forget(known, names, left)
         self.counters.recalled(time.perf_counter() - begun_s)
 
@@ -172,6 +179,15 @@ class Recaller:
                 await dropping.wait()
         finally:
             Holder.end_recall(lease, left)
+
+    @staticmethod
+    async def _wait_closed(inode: Inode[RemoteNode]) -> None:
+        """For a moment, until nobody reads the file through the page cache; the owner grants nothing meanwhile."""
+        with trio.move_on_after(CLOSE_WITHIN_S):
+            while inode.owner.is_cached(inode.handle):
+                closed = trio.Event()
+                inode.wakes.add(closed)
+                await closed.wait()
 
     async def _forget_names(self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode) -> None:
         """As `_forget`.  Returns as soon as nobody can see the names any more, see above."""

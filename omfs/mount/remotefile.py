@@ -178,6 +178,8 @@ class RemoteFile:
             same.discard(self)
             if not same:
                 del self.node.files[self.handle]
+        if self.is_cached and self.inode is not None:
+            self.inode.wake()
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
             return

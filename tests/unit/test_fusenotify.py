@@ -70,7 +70,8 @@ class Served:
 
     def make(self, unique: int) -> None:
         self.may_make.wait()
-        self.reply(unique, entry(MADE))
+        with suppress(OSError):  # the connection was aborted
+            self.reply(unique, entry(MADE))
 
     def reply(self, unique: int, answer: bytes | int) -> None:
         error, body = (-answer, b"") if isinstance(answer, int) else (0, answer)

@@ -103,7 +103,8 @@ class Worker:
             elif error.errno == errno.ENOENT and action == "look":
                 result = None
             else:
-                if error.errno in HONEST and not looks:
+                # ENOTCONN: the mount was dead already, so nothing was sent; what was under way then gets ECONNABORTED.
+                if error.errno in HONEST and error.errno != errno.ENOTCONN and not looks:
                     self.done.append([thing, self.who, called, returned, action, argument, "?"])
                 raise
         else:
