@@ -10,7 +10,9 @@ Trio thread only.  Called by underleases.py; built by daemon.py, which runs `run
 
 from __future__ import annotations
 
+import os
 import resource
+import time
 from typing import Final
 
 import trio
@@ -25,7 +27,7 @@ from omfs.export.mounts import Mount
 
 MOUNTS_CHECK_S: Final = 1.0
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
-UNCACHED_S: Final = 2.0  # so long the data of a file that was opened for writing while cached are not cached again
+UNCACHED_NS: Final = 2_000_000_000  # so long after its last change the data of a file are not cached
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
 _DESCRIPTORS_SHARE: Final = 4  # guards may take the nth part of all descriptors
 
@@ -37,6 +39,10 @@ def guards_max() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS_SHARE
 
 
+def _changed_just_now(fd: int) -> bool:
+    return abs(time.time_ns() - os.fstat(fd).st_ctime_ns) < UNCACHED_NS
+
+
 class Guards:
     """*changes* is given later (`watch`): it tells this object from its first moment."""
 
@@ -45,7 +51,6 @@ class Guards:
         self._leasing = leasing
         self._changes: LocalChanges | None = None
         self._guarded: set[bytes] = set()  # keys of localchanges.py
-        self._written_s: dict[bytes, float] = {}  # when a guarded file was last opened for writing, by key
         self._to_give_way: list[bytes] = []  # keys that were told before `run`
         self._nursery: trio.Nursery | None = None
         self._generation = disk.mounts.generation
@@ -54,18 +59,21 @@ class Guards:
 
     @property
     def any(self) -> bool:
-        """Whether `cached_as` and `remove` need be asked at all."""
-        return bool(self._guarded or self._written_s)
+        return bool(self._guarded)
 
     def cached_as(self, handle: bytes) -> list[bytes]:
         """The handles under which the data of this file may be cached somewhere, if so."""
         key = self._key(handle)
         return self._leasing.handles_of(key) if key in self._guarded and key is not None else []
 
-    def put(self, place: Place) -> bool:
-        """Whether the data may be cached from now on.  What was read before may be old."""
+    def put(self, place: Place, fd: int) -> bool:
+        """Whether the data of the file, open as *fd*, may be cached from now on.  What was read before may be old.
+
+        Not while it is being written now and then: that would cost everybody recalls, and it is safer, as a descriptor
+        that was opened while nobody wrote reads through the page cache until it is closed, whoever writes meanwhile.
+        """
         key = self._key(place.handle)
-        if self._changes is None or key is None or not place.is_regular or self._is_written_now(key):
+        if self._changes is None or key is None or not place.is_regular or _changed_just_now(fd):
             return False
         if not self._changes.guard_data(key, lambda flags: self._disk.open_as_root(place, flags)):
             return False
@@ -79,23 +87,6 @@ class Guards:
         if self._changes is not None and key is not None and key in self._guarded:
             self._guarded.discard(key)
             self._changes.unguard(key)
-            self._written_s[key] = trio.current_time()
-        elif key in self._written_s:
-            self._written_s[key] = trio.current_time()
-
-    def _is_written_now(self, key: bytes) -> bool:
-        """Whether somebody opened the cached file for writing a moment ago: then it pays to leave it uncached.
-
-        And it is safer: a descriptor that was opened while nobody wrote reads through the page cache until it is
-        closed, whoever writes meanwhile.
-        """
-        written_s = self._written_s.get(key)
-        if written_s is None:
-            return False
-        if trio.current_time() < written_s + UNCACHED_S:
-            return True
-        del self._written_s[key]
-        return False
 
     def _key(self, handle: bytes) -> bytes | None:
         """None where the mount is not watched."""
@@ -111,8 +102,6 @@ class Guards:
             leasing.recall_all()
             return
         assert change.key is not None
-        if change.key in self._written_s:
-            self._written_s[change.key] = trio.current_time()
         for handle in leasing.handles_of(change.key):
             if change.kind is ChangeKind.NAMES:
                 leasing.changed_here(handle, tuple(change.names) if len(change.names) <= NAMES_MAX else None)
@@ -130,7 +119,6 @@ class Guards:
         needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
         async with self._leasing.recalled(_NOBODY, needs):
             self._guarded.discard(key)
-            self._written_s[key] = trio.current_time()
             if self._changes is not None:
                 self._changes.unguard(key)
 
@@ -188,7 +176,5 @@ class Guards:
             while True:
                 await trio.sleep(MOUNTS_CHECK_S)
                 self._look_at_mounts()
-                for key in list(self._written_s):
-                    self._is_written_now(key)  # forgets it when it is long ago
                 if self._changes.in_grace and not self._leasing.has_ghosts:
                     self._changes.end_grace()

@@ -150,7 +150,7 @@ class UnderLeases:
         # Guarded first: what a native program wrote before is recalled by then, so that no old size is granted.
         holder: Holder = session.data
         opened = holder.files.get(reply.open_id)
-        may_cache = not opened.is_writable and self._guards.put(opened.place)
+        may_cache = not opened.is_writable and self._guards.put(opened.place, opened.fd)
         serial, (mode,) = self.leasing.grant(session.key, (request.handle,))
         return wire.FileOpened(reply.open_id, serial, mode, may_cache and mode is not Mode.NONE)
 
