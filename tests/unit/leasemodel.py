@@ -32,6 +32,7 @@ DIRECTORIES: Final = (b"D", b"E")
 NAMES: Final = (b"x", b"y")
 DATA: Final = b"/data"
 LOOKS: Final = frozenset({"stat", "look", "read"})
+MOMENTS: Final = 5  # within a second
 WAIT_MAX_S: Final = 60  # after the network has healed everybody is served within a few terms
 
 Register = Any  # a handle, for the attributes, (directory, name), or (file, DATA)
@@ -55,6 +56,13 @@ class Rules:
     drops_pages: bool = True  # our own write drops the pages that were read meanwhile
     repeats_passes: bool = True  # a pass during which something was told to the kernel is followed by another
     fair_locks: bool = True  # who waits longest for the lock of a directory gets it
+    answers_early: bool = True  # a recall of names does not wait while a change of the node's own keeps the lock
+    chmods_count: bool = True  # a change of the directory itself keeps it locked as well
+    voids_attributes: bool = True  # then the attributes of the directory are void at once
+    holds_attributes: bool = True  # and nobody is told new ones until the names are forgotten
+    knows_walkers: bool = True  # who asked while a change was under way does not keep it locked, and can wait
+    refuses_in_doubt: bool = True  # nor is who may keep the directory locked: he is refused, and looks anew
+    knows_refused: bool = True  # who was refused so keeps nothing locked when he asks again, and can wait
 
 
 class Broken(AssertionError):
@@ -67,6 +75,7 @@ class Call(NamedTuple):
     name: bytes = b""
     other: bytes = b""  # the file to link, or the directory to rename into
     other_name: bytes = b""
+    pid: int = 0
 
 
 class Reply(NamedTuple):
@@ -173,7 +182,8 @@ class World:
         self.now_s = 0.0
         self.tasks: list[Task] = []
         self.returned: dict[Register, int] = {}
-        self.refusals = self.refused_twice = 0  # twice: without time having passed
+        self.moment = 0  # a few of them make no second
+        self.refusals = self.refused_in_doubt = self.refused_twice = 0
         self.disk = Disk()
         self.owner = Owner()
         self.epoch = 0
@@ -220,6 +230,7 @@ class World:
 
     def pass_time(self, seconds: int) -> None:
         for _ in range(seconds):
+            self.moment += 1
             self.now_s += 1.0
             for node in self.nodes:
                 node.tick()
@@ -266,8 +277,10 @@ class World:
                 if not node.is_connected:
                     node.connect()
                 node.ping()
-            while self.step(0):
-                pass
+            for _ in range(MOMENTS):
+                while self.step(0):
+                    pass
+                self.moment += 1
             if not any(task.is_call for task in self.tasks):
                 break
             self.pass_time(1)
@@ -282,7 +295,7 @@ class World:
 
     def check(self) -> None:
         for node in self.nodes:
-            for register, version in node.kernel.cached():
+            for register, version in node.cached():
                 if version < self.returned.get(register, 0):
                     raise Broken(f"node {node.number} has {register} cached as it was before a change that returned")
 

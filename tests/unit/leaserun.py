@@ -32,12 +32,14 @@ def a_call(kind: str, pick: Callable[[tuple[bytes, ...]], bytes]) -> Call:
 
 
 class Run:
-    def __init__(self, seed: int, rules: Rules) -> None:
+    """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for."""
+
+    def __init__(self, seed: int, rules: Rules, is_calm: bool = False) -> None:
         self._random = random.Random(seed)
         self.world = World(Node, self._random.choice((2, 2, 3)), rules)
         self._few = {self._random.choice(some) for some in (FILES, DIRECTORIES, NAMES)}
         self._kinds = [*self._random.sample(KINDS, 3), "look", self._random.choice(("stat", "read"))]
-        self._trouble = self._random.choice((0.0, 0.02, 0.06))
+        self._trouble = 0.0 if is_calm else self._random.choice((0.0, 0.02, 0.06))
 
     def _pick(self, some: tuple[bytes, ...]) -> bytes:
         few = [one for one in some if one in self._few]
@@ -54,7 +56,9 @@ class Run:
                 node.evict(self._pick(FILES))
             elif chance < 0.18 and self.world.tasks:
                 self._random.choice(self.world.tasks).is_frozen = True
-            elif chance < 0.185:
+            elif chance < 0.19:
+                self.world.moment += 1
+            elif chance < 0.195:
                 self.world.thaw()
             elif chance > 1 - self._trouble:
                 self._make_trouble(node)
@@ -86,3 +90,14 @@ def first_broken(rules: Rules, seeds: Iterable[int]) -> tuple[int, str] | None:
         except (Broken, AssertionError, KeyError, ValueError) as error:
             return seed, f"{type(error).__name__}: {error}"
     return None
+
+
+def refusals(rules: Rules, seeds: Iterable[int]) -> tuple[int, int]:
+    """In calm runs: how often the owner refused a call of a circle, and how often a program was told so."""
+    by_owner = told = 0
+    for seed in seeds:
+        run = Run(seed, rules, is_calm=True)
+        run.run()
+        by_owner += run.world.refusals - run.world.refused_in_doubt
+        told += run.world.refused_twice
+    return by_owner, told

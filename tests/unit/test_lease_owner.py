@@ -87,6 +87,7 @@ def test_a_change_waits_until_every_other_holder_has_given_back(owner: Owner) ->
     owner.returned(C, recalls[1].serial)
     assert owner.ready() == [ticket]
     assert owner.holders_of(F) == [A]
+    assert (owner.held_by_others(A), owner.held_by_others(B)) == (False, True)
     owner.end(ticket)
 
 

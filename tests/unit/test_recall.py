@@ -13,7 +13,7 @@ import trio.testing
 from omfs import wire
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.inodes import Inode, InodeTable
-from omfs.mount.recall import REVALIDATED_S, Recaller
+from omfs.mount.recall import LOCKED_BY_ASKER_S, REVALIDATED_S, Recaller
 from omfs.mount.remote import RemoteNode
 from omfs.net.peer import Peer
 from omfs.wiretypes import Mode
@@ -93,8 +93,11 @@ class Mount:
 
 
 @pytest.fixture
-def mount() -> Mount:
-    return Mount()
+async def mount(nursery: trio.Nursery) -> Mount:
+    mount = Mount()
+    nursery.start_soon(mount.recaller.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return mount
 
 
 async def test_names_are_forgotten_before_the_directory(mount: Mount) -> None:
@@ -240,11 +243,13 @@ async def test_one_that_is_stuck_does_not_stop_others(mount: Mount, nursery: tri
     await done.wait()
 
 
-async def test_ending_does_not_wait_for_what_is_stuck(mount: Mount) -> None:
-    free = threading.Event()
+async def test_ending_does_not_wait_for_what_is_stuck() -> None:
+    mount, free = Mount(), threading.Event()
     mount.grant(mount.directory)
     mount.kernel.before = lambda _: cast(None, free.wait(20))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.recaller.run)
+        await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(mount.recall, wire.RecallNames(b"dir", 2, (b"a",)))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -253,8 +258,6 @@ async def test_ending_does_not_wait_for_what_is_stuck(mount: Mount) -> None:
 
 
 async def test_a_recall_waits_for_pages_that_are_being_dropped(mount: Mount, nursery: trio.Nursery) -> None:
-    nursery.start_soon(mount.recaller.run)
-    await trio.testing.wait_all_tasks_blocked()
     free = threading.Event()
     mount.grant(mount.file)
     mount.kernel.before = lambda what: None if what[0] != "inode" else cast(None, free.wait(20))
@@ -371,3 +374,78 @@ async def test_xattrs_are_held_only_without_a_break(mount: Mount) -> None:
     assert holds[0] is None
     assert holds[1] is not None
     assert holds[1] != holds[2]
+
+
+# ---------------------------------------------------------------- names, while calls of ours keep the directory locked
+
+
+class Locked:
+    """The directory is locked in the kernel until `free` is set."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.free = threading.Event()
+        mount.kernel.before = lambda what: None if what[0] != "expire" else cast(None, self.free.wait(20))
+        mount.grant(mount.directory)
+        mount.name(b"a")
+        self.answered = trio.Event()
+        self._mount = mount
+
+    async def recall(self) -> None:
+        await self._mount.recall(wire.RecallNames(b"dir", 2, (b"a",)))
+        self.answered.set()
+
+
+async def test_names_are_answered_for_at_once_while_a_call_of_ours_changes_some(mount: Mount) -> None:
+    locked = Locked(mount)
+    mount.directory.begin_change()
+    await locked.recall()
+    assert mount.kernel.heard == [("attributes", mount.directory.id)]
+    assert not mount.grant(mount.directory, 9), "until they are forgotten"
+    (forgotten,) = mount.directory.forgetting
+    locked.free.set()
+    await forgotten.wait()
+    assert mount.kernel.kinds() == ["attributes", "expire", "inode"]
+    assert not mount.directory.forgetting
+    assert mount.grant(mount.directory, 9)
+
+
+async def test_a_call_that_begins_meanwhile_has_the_recall_answered(mount: Mount, nursery: trio.Nursery) -> None:
+    locked = Locked(mount)
+    nursery.start_soon(locked.recall)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not locked.answered.is_set()
+    mount.directory.begin_change()
+    await locked.answered.wait()
+    assert ("attributes", mount.directory.id) in mount.kernel.heard
+    locked.free.set()
+
+
+async def test_attributes_wait_until_names_are_forgotten(mount: Mount, nursery: trio.Nursery) -> None:
+    locked, told = Locked(mount), trio.Event()
+    mount.directory.begin_change()
+    await locked.recall()
+
+    async def ask() -> None:
+        await mount.recaller.wait_forgotten(mount.directory)
+        told.set()
+
+    nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not told.is_set()
+    locked.free.set()
+    await told.wait()
+    assert ("expire", mount.directory.id, b"a") in mount.kernel.heard
+
+
+async def test_who_keeps_the_directory_locked_himself_is_told(
+    mount: Mount, autojump_clock: trio.testing.MockClock
+) -> None:
+    locked = Locked(mount)
+    mount.directory.begin_change()
+    await locked.recall()
+    mount.directory.end_change()
+    begun_s = trio.current_time()
+    await mount.recaller.wait_forgotten(mount.directory)
+    assert trio.current_time() - begun_s >= LOCKED_BY_ASKER_S
+    assert mount.directory.forgetting, "his lock is in their way"
+    locked.free.set()

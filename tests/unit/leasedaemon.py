@@ -1,0 +1,267 @@
+"""The mount daemon of a node of leasemodel.py: its `Holder`, its connection, and what it makes the kernel forget."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from omfs.cache.holder import Holder, Lease
+from omfs.cache.owner import Recall
+from omfs.wiretypes import Mode
+from tests.unit.leasekernel import Kernel
+from tests.unit.leasemodel import DIRECTORIES, LOOKS, TERM_S, Broken, Call, Register, Reply, Steps, World
+
+SPAN_S: Final = 0.7 * TERM_S
+BARRIER: Final = (b"no such name",)
+
+
+@dataclass
+class Asked:
+    call: Call
+    sent_s: float
+    reply: Reply | None = None
+
+
+@dataclass(eq=False)
+class Forgetting:
+    """Names that the owner was told are forgotten."""
+
+    is_done: bool = False
+
+
+class Daemon:
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.boots = 0
+        self.up: deque[Any] = deque()
+        self.down: deque[Any] = deque()
+        self.bulk: deque[Any] = deque()
+        self.restart()
+
+    def restart(self) -> None:
+        """Of the whole node."""
+        self.boots += 1
+        self.key = b"node %d, boot %d" % (self.number, self.boots)
+        self.kernel = Kernel(self.world.rules.fair_locks)
+        self.holder = Holder()
+        self.leases: dict[bytes, Lease] = {handle: self.holder.new_lease(handle) for handle in DIRECTORIES}
+        self.written: dict[bytes, int] = {}  # replies about an inode that the kernel was given and has not processed
+        self.asked: dict[int, Asked] = {}
+        self.numbers = self.pids = self.round = self.epoch = 0
+        self.answered_s = self.world.now_s
+        self.dropping = self.dropped = False
+        self.revalidating: list[tuple[bytes, bytes]] = []  # names being looked up without the lock
+        self.changing = dict.fromkeys(DIRECTORIES, 0)
+        self.refused: set[tuple[int, bytes]] = set()  # in which directory whose question was refused
+        self.forgetting: dict[bytes, list[Forgetting]] = {handle: [] for handle in DIRECTORIES}
+        self.running: set[int] = set()
+        self.handled: set[int] = set()
+        self.is_connected = False
+        self.cut()
+
+    # ------------------------------------------------------------ the connection
+
+    def cut(self) -> None:
+        self.is_connected = False
+        for frames in (self.up, self.down, self.bulk):
+            frames.clear()
+
+    def connect(self) -> None:
+        self.is_connected = True
+        if not self.world.begin_session(self.key):
+            self._owner_forgot()
+        self.answered_s = self.world.now_s
+        for recall in self.world.owner.recalls_at(self.key):
+            self.down.append(("recall", recall))
+        for number, asked in self.asked.items():
+            if asked.reply is None:
+                self.up.append(("request", number, asked.call))
+        self._return_everything()
+
+    def _owner_forgot(self) -> None:
+        self.epoch += 1
+        self.running, self.handled = set(), set()
+        for asked in self.asked.values():
+            if asked.call.kind not in LOOKS and asked.reply is None:
+                asked.reply = Reply("failed")
+        self.lapse()
+        self.holder.restart_serials(self.leases.values())
+
+    def ping(self) -> None:
+        if self.is_connected:
+            self.up.append(("ping", self.world.now_s))
+
+    def hear(self, frame: tuple[Any, ...]) -> None:
+        match frame:
+            case ("pong", sent_s):
+                self._answered(sent_s)
+            case ("reply", number, reply):
+                if (asked := self.asked.get(number)) and asked.reply is None:
+                    asked.reply = reply
+                    self._answered(asked.sent_s)
+            case ("return everything", epoch, sent_s):
+                if epoch == self.epoch and self.dropped:
+                    self.dropped = False
+                    self._answered(sent_s)
+                    self._renew()
+            case ("recall", recall):
+                self._take_recall(recall)
+
+    def _answered(self, sent_s: float) -> None:
+        self.answered_s = max(self.answered_s, sent_s)
+        self._renew()
+
+    def _renew(self) -> None:
+        is_over = self.world.now_s >= self.answered_s + SPAN_S
+        if not (self.holder.valid or self.dropping or self.dropped or is_over):
+            self.holder.renew()
+            self.round += 1
+
+    # ------------------------------------------------------------ the term
+
+    def tick(self) -> None:
+        if self.holder.valid and self.world.now_s >= self.answered_s + SPAN_S:
+            self.lapse()
+
+    def lapse(self) -> None:
+        self.holder.lapse()
+        if self.world.rules.fails_at_lapse:
+            for asked in self.asked.values():
+                asked.reply = asked.reply or Reply("failed")
+        self.dropped = False
+        if not self.dropping:
+            self.dropping = True
+            self.world.spawn(self._drop(), self)
+
+    def _drop(self) -> Steps:
+        for handle in list(self.leases):
+            yield from self._recall(handle, None, Mode.NONE)
+        self.dropping, self.dropped = False, True
+        self._return_everything()
+
+    def _return_everything(self) -> None:
+        if self.dropped and self.is_connected:
+            self.up.append(("return everything", self.epoch, self.world.now_s))
+
+    def finish_dropping(self) -> None:
+        """The owner gives the leases away: by now everything must be gone."""
+        for _ in range(1000):
+            if not self.dropping or not self.world.step(0, only=self):
+                break
+        if self.dropping:
+            raise Broken(f"node {self.number} could not drop its caches within the term")
+
+    # ------------------------------------------------------------ recalls
+
+    def _take_recall(self, recall: Recall) -> None:
+        if recall.serial in self.handled:
+            self.up.append(("returned", recall.serial))
+        elif recall.serial not in self.running:
+            self.holder.seen(recall.handle, self.leases.get(recall.handle), recall.serial)
+            self.running.add(recall.serial)
+            self.world.spawn(self._handle_recall(recall, self.epoch), self)
+
+    def _handle_recall(self, recall: Recall, epoch: int) -> Steps:
+        if recall.handle in DIRECTORIES and self.world.rules.answers_early:
+            yield from self._recall_names(recall)
+        else:
+            yield from self._recall(recall.handle, recall.names, recall.mode)
+        if epoch == self.epoch:
+            self.running.remove(recall.serial)
+            self.handled.add(recall.serial)
+            if self.is_connected:
+                self.up.append(("returned", recall.serial))
+
+    def _recall_names(self, recall: Recall) -> Steps:
+        """Over when they are forgotten, or nobody can see them any more."""
+        handle, forgetting = recall.handle, Forgetting()
+        Holder.begin_recall(self.leases[handle])
+        self.world.spawn(self._forget_names(recall, forgetting), self)
+        while not forgetting.is_done:
+            if self.changing[handle]:
+                self.forgetting[handle].append(forgetting)
+                if self.world.rules.voids_attributes:
+                    self.kernel.outdate(handle)
+                break
+            yield lambda: forgetting.is_done or self.changing[handle] > 0
+
+    def _forget_names(self, recall: Recall, forgetting: Forgetting) -> Steps:
+        yield from self._recall(recall.handle, recall.names, recall.mode)
+        Holder.end_recall(self.leases[recall.handle], recall.mode)
+        forgetting.is_done = True
+        if forgetting in self.forgetting[recall.handle]:
+            self.forgetting[recall.handle].remove(forgetting)
+        if not self.forgetting[recall.handle]:
+            self.refused = {(pid, handle) for pid, handle in self.refused if handle != recall.handle}
+
+    def _wait_forgotten(self, handle: bytes, pid: int) -> Steps:
+        """Before attributes are told.  False: who asks may keep the directory locked himself.
+
+        He does not if a change of ours was under way at any time since he asked: then that one had it locked.  Nor if
+        he was refused before: the first that he does then is to walk.
+        """
+        rules, begun = self.world.rules, self.world.moment
+        is_walker = (pid, handle) in self.refused and rules.knows_refused
+        self.refused.discard((pid, handle))
+        while (forgetting := self.forgetting.get(handle)) and rules.holds_attributes:
+            is_walker = is_walker or (rules.knows_walkers and self.changing[handle] > 0)
+            if not is_walker and self.world.moment > begun + 1:
+                if rules.refuses_in_doubt:
+                    self.refused.add((pid, handle))
+                return not rules.refuses_in_doubt
+            first, sure = forgetting[0], is_walker
+            yield (
+                lambda first=first, sure=sure: (
+                    first.is_done
+                    or (not sure and self.world.moment > begun + 1)
+                    or (not sure and rules.knows_walkers and self.changing[handle] > 0)
+                )
+            )
+        return True
+
+    def cached(self) -> Iterator[tuple[Register, int]]:
+        """What calls that start now would see without asking."""
+        for register, version in self.kernel.cached():
+            directory = register[0] if isinstance(register, tuple) else b""
+            if directory in self.kernel.attributes or not self.forgetting.get(directory):
+                yield register, version
+
+    def _recall(self, handle: bytes, names: tuple[bytes, ...] | None, mode: Mode) -> Steps:
+        lease = self.leases.get(handle)
+        if lease is None:
+            return
+        self.holder.begin_recall(lease)
+        while True:
+            since = self.holder.begin_pass(lease)
+            told = sorted(lease.take_names()) if names is None else names
+            for name in told or (BARRIER if handle in DIRECTORIES and self.world.rules.locks_always else ()):
+                drops = self.world.rules.drops_revalidated and (handle, name) in self.revalidating
+                yield from self.kernel.inval_entry(handle, name, drops)
+            if names is None or self.world.rules.forgets_attributes:
+                yield from self._inval_inode(handle)
+            yield None
+            if self.holder.is_done(lease, since) or not self.world.rules.repeats_passes:
+                break
+        self.holder.end_recall(lease, mode)
+
+    def _inval_inode(self, handle: bytes) -> Steps:
+        yield None
+        if self.world.rules.retries_unknown:
+            yield lambda: handle in self.kernel.known or not self.written.get(handle)
+        if handle in self.kernel.known:
+            self.kernel.outdate(handle)
+            yield lambda: handle not in self.kernel.reading
+            self.kernel.pages.pop(handle, None)
+
+    def evict(self, file: bytes) -> None:
+        """The kernel needs memory, or the last name that it knew is gone."""
+        kernel, lock = self.kernel, self.kernel.locks[file]
+        if file in kernel.known and not (self.written.get(file) or file in kernel.reading or lock.inside or lock.queue):
+            kernel.forget(file)
+            lease = self.leases.pop(file)
+            self.holder.drop_lease(file, lease)
+            if lease.mode is not Mode.NONE and self.is_connected:
+                self.up.append(("give back", file, lease.serial))
