@@ -4,8 +4,8 @@ Attributes are cached until invalidated, and a reply that was asked for before a
 (attr_version), except replies of changes, which always do; an inode is unknown until the first reply about it is
 processed; no name of a directory is looked at without valid attributes of it (default_permissions), also by who
 keeps it locked; names are looked up with the directory locked shared, changed with it locked, and forgotten
-(inval_entry) with it locked; a dentry that is already there is revalidated without the lock, and a rename takes it along; a
-page that is being read is locked, and invalidating it waits.
+(inval_entry) with it locked; a dentry that is already there is revalidated without the lock, and a rename takes it
+along; a page that is being read is locked, and invalidating it waits.
 """
 
 from __future__ import annotations

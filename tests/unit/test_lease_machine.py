@@ -25,7 +25,7 @@ from tests.unit.leasemodel import FILES, Call, Rules, World
 from tests.unit.leasenode import Node
 from tests.unit.leaserun import KINDS, a_call, first_broken, refusals
 
-SEEDS = 1000
+SEEDS = 600
 MUTANT_SEEDS = 6000  # at most: most are found among the first hundred
 
 nodes = st.integers(0, 1)
