@@ -34,7 +34,7 @@ class AttributeOperations(FileOperations):
             return self.self_entry()
         known = self.inodes.get(inode)
         if known.forgetting:
-            await self.recaller.wait_forgotten(known)
+            await self.recaller.wait_forgotten(known, ctx.pid)
         if known.handle is None:
             of_root = await known.owner.get_root_attributes()
             entry = self.directory_entry(known)

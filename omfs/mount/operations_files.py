@@ -100,6 +100,7 @@ class FileOperations(NameOperations):
         What the kernel itself has cached otherwise it looks after, unless nobody knows whether the change was made.
         """
         inode.broken()
+        inode.begin_change()  # the kernel keeps a directory locked during these, too
         try:
             yield
         except RemoteFailure:
@@ -108,6 +109,7 @@ class FileOperations(NameOperations):
             self.recaller.forget_soon(inode)
             raise
         finally:
+            inode.end_change()
             inode.broken()
             if data:
                 await self._end_cached_data(inode)

@@ -46,6 +46,7 @@ import trio
 
 from omfs import wire
 from omfs.cache.holder import Holder, Lease
+from omfs.errors import StaleHandle
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.counters import Counters
 from omfs.mount.inodes import Inode, InodeTable
@@ -58,7 +59,7 @@ THREADS_MAX: Final = 256  # of each kind
 REVALIDATED_S: Final = 10.0  # until then the kernel may still be processing the answer to a repeated look-up
 _REVALIDATED_MAX: Final = 65536
 CLOSE_WITHIN_S: Final = 0.25  # a native program that wants to write may have to wait that long for long-lived readers
-LOCKED_BY_ASKER_S: Final = 0.02  # forgetting takes less when nobody keeps the directory locked
+LOCKED_BY_ASKER_S: Final = 0.2  # forgetting takes much less when nobody keeps the directory locked
 _AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet; doubled up to ...
 _AGAIN_MAX_S: Final = 0.1
 _UNKNOWN_MAX_S: Final = 10.0  # about the term: by then it is forgotten, and its FORGET was lost with a request
@@ -146,7 +147,7 @@ class Recaller:
                 names, left = (
                     (recall.names, known.lease.mode) if isinstance(recall, wire.RecallNames) else (None, recall.mode)
                 )
-                if known.is_directory and names != ():
+                if known.is_directory:
                     await self._forget_names(known, names, left)
                 elif names is not None or left is Mode.NONE:  # else only writes would have to be given up
                     if known.lease.data:
@@ -199,7 +200,7 @@ class Recaller:
         while not forgotten.is_set():
             if inode.changing:
                 inode.forgetting.add(forgotten)
-                self.void_attributes(inode)
+                await self._void(inode)
                 return
             inode.wakes.add(forgotten_or_changing := trio.Event())
             async with trio.open_nursery() as nursery:
@@ -216,20 +217,35 @@ class Recaller:
         finally:
             Holder.end_recall(inode.lease, left)
             inode.forgetting.discard(forgotten)
+            if not inode.forgetting:
+                inode.refused.clear()
             forgotten.set()
 
-    async def wait_forgotten(self, inode: Inode[RemoteNode]) -> None:
-        """Before attributes of a directory are told: names that the owner believes forgotten are.
+    async def wait_forgotten(self, inode: Inode[RemoteNode], thread: int) -> None:
+        """Before attributes of a directory are told to *thread*: names that the owner believes forgotten are.
 
-        Somebody may ask for the attributes while he has the directory locked himself, before his call is under way:
-        then waiting does not help, and what he looks at will be looked at by the owner.
+        It may ask with the directory locked, before its call is under way; then the names can't be forgotten.  As long
+        as a call is under way that can't be.  Otherwise it gets StaleHandle after a while: the VFS lets the lock go and
+        walks anew, so that its next question is surely no locked one.
         """
+        may_have_locked = thread not in inode.refused
         for forgotten in tuple(inode.forgetting):
             while not forgotten.is_set():
+                may_have_locked = may_have_locked and not inode.changing
                 with trio.move_on_after(LOCKED_BY_ASKER_S):
                     await forgotten.wait()
-                if not inode.changing:
                     break
+                if may_have_locked and not inode.changing:
+                    inode.refused.add(thread)
+                    raise StaleHandle(f"names of inode {inode.id} are being forgotten")
+
+    async def _void(self, inode: Inode[RemoteNode]) -> None:
+        """Attributes and listing of a directory; our own call keeps it locked, so nobody is just reading it."""
+        notifier = self.notifier
+        assert notifier is not None
+        await trio.to_thread.run_sync(
+            _drop_pages, notifier, inode.id, 0, 0, limiter=self._name_threads, abandon_on_cancel=True
+        )
 
     def void_attributes(self, inode: Inode[RemoteNode]) -> None:
         """Attributes that the kernel has, or is about to take, do not count any more.  Never waits."""

@@ -79,7 +79,7 @@ async def _get_attributes(operations: FileOperations, request: memoryview, uniqu
     inode = operations.inodes.get(operations.hook.node_id)
     assert inode.handle is not None  # the directory of a node is not taken
     if inode.forgetting:
-        await operations.recaller.wait_forgotten(inode)
+        await operations.recaller.wait_forgotten(inode, operations.hook.pid)
     got = await inode.owner.get_attributes(inode.handle)
     return abi.attr_reply(unique, abi.attributes(inode.id, got.attributes), operations.attributes_s(inode, got))
 

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from omfs import wire
+from omfs.errors import StaleHandle
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.inodes import Inode, InodeTable
 from omfs.mount.recall import LOCKED_BY_ASKER_S, REVALIDATED_S, Recaller
@@ -20,6 +21,8 @@ from omfs.wiretypes import Mode
 from tests.unit.fakepeer import ATTRIBUTES, FakePeer
 
 SHARED, NONE = Mode.SHARED, Mode.NONE
+
+ASKER = 4711  # a thread
 
 
 class LeasingPeer(FakePeer):
@@ -399,12 +402,12 @@ async def test_names_are_answered_for_at_once_while_a_call_of_ours_changes_some(
     locked = Locked(mount)
     mount.directory.begin_change()
     await locked.recall()
-    assert mount.kernel.heard == [("attributes", mount.directory.id)]
+    assert mount.kernel.kinds() == ["inode"], "attributes and listing: nobody is reading that just now"
     assert not mount.grant(mount.directory, 9), "until they are forgotten"
     (forgotten,) = mount.directory.forgetting
     locked.free.set()
     await forgotten.wait()
-    assert mount.kernel.kinds() == ["attributes", "expire", "inode"]
+    assert mount.kernel.kinds() == ["inode", "expire", "inode"]
     assert not mount.directory.forgetting
     assert mount.grant(mount.directory, 9)
 
@@ -416,7 +419,7 @@ async def test_a_call_that_begins_meanwhile_has_the_recall_answered(mount: Mount
     assert not locked.answered.is_set()
     mount.directory.begin_change()
     await locked.answered.wait()
-    assert ("attributes", mount.directory.id) in mount.kernel.heard
+    assert "inode" in mount.kernel.kinds()
     locked.free.set()
 
 
@@ -426,7 +429,7 @@ async def test_attributes_wait_until_names_are_forgotten(mount: Mount, nursery: 
     await locked.recall()
 
     async def ask() -> None:
-        await mount.recaller.wait_forgotten(mount.directory)
+        await mount.recaller.wait_forgotten(mount.directory, ASKER)
         told.set()
 
     nursery.start_soon(ask)
@@ -437,15 +440,45 @@ async def test_attributes_wait_until_names_are_forgotten(mount: Mount, nursery: 
     assert ("expire", mount.directory.id, b"a") in mount.kernel.heard
 
 
-async def test_who_keeps_the_directory_locked_himself_is_told(
-    mount: Mount, autojump_clock: trio.testing.MockClock
+async def test_who_keeps_the_directory_locked_himself_walks_anew(
+    mount: Mount, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    locked = Locked(mount)
+    locked, told = Locked(mount), trio.Event()
     mount.directory.begin_change()
     await locked.recall()
     mount.directory.end_change()
     begun_s = trio.current_time()
-    await mount.recaller.wait_forgotten(mount.directory)
+    with pytest.raises(StaleHandle):
+        await mount.recaller.wait_forgotten(mount.directory, ASKER)
     assert trio.current_time() - begun_s >= LOCKED_BY_ASKER_S
     assert mount.directory.forgetting, "his lock is in their way"
+
+    async def ask_again() -> None:
+        await mount.recaller.wait_forgotten(mount.directory, ASKER)
+        told.set()
+
+    nursery.start_soon(ask_again)
+    await trio.sleep(10 * LOCKED_BY_ASKER_S)
+    assert not told.is_set(), "now it is a walk, and waits"
+    locked.free.set()
+    await told.wait()
+    assert not mount.directory.refused
+
+
+async def test_who_asked_while_a_call_was_under_way_does_not_keep_the_lock(
+    mount: Mount, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    locked, told = Locked(mount), trio.Event()
+    mount.directory.begin_change()
+    await locked.recall()
+
+    async def ask() -> None:
+        await mount.recaller.wait_forgotten(mount.directory, ASKER)
+        told.set()
+
+    nursery.start_soon(ask)
+    await trio.sleep(LOCKED_BY_ASKER_S / 2)
+    mount.directory.end_change()
+    await trio.sleep(10 * LOCKED_BY_ASKER_S)
+    assert not told.is_set()
     locked.free.set()
