@@ -60,7 +60,7 @@ class Inode(Generic[OwnerT]):
 
     __slots__ = (
         "breaks", "changing", "dropping", "forgetting", "handle", "id", "is_directory", "lease", "lookups", "owner",
-        "refused", "regain_at_s", "regaining", "wakes", "xattrs",
+        "regain_at_s", "regaining", "wakes", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
@@ -77,7 +77,6 @@ class Inode(Generic[OwnerT]):
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again
         self.changing = 0  # calls of ours under way that change names here: the kernel keeps the directory locked
         self.wakes: set[trio.Event] = set()  # see `wake`
-        self.refused: set[int] = set()  # threads; recall.py
         self.forgetting: set[trio.Event] = set()  # set when names were forgotten that the owner was told are; recall.py
 
     @property

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -46,7 +47,7 @@ import trio
 
 from omfs import wire
 from omfs.cache.holder import Holder, Lease
-from omfs.errors import StaleHandle
+from omfs.kernel.callers import only_looks
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.counters import Counters
 from omfs.mount.inodes import Inode, InodeTable
@@ -59,7 +60,7 @@ THREADS_MAX: Final = 256  # of each kind
 REVALIDATED_S: Final = 10.0  # until then the kernel may still be processing the answer to a repeated look-up
 _REVALIDATED_MAX: Final = 65536
 CLOSE_WITHIN_S: Final = 0.25  # a native program that wants to write may have to wait that long for long-lived readers
-LOCKED_BY_ASKER_S: Final = 0.2  # forgetting takes much less when nobody keeps the directory locked
+LOCKED_BY_ASKER_S: Final = 0.02  # forgetting takes less when nobody keeps the directory locked
 _AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet; doubled up to ...
 _AGAIN_MAX_S: Final = 0.1
 _UNKNOWN_MAX_S: Final = 10.0  # about the term: by then it is forgotten, and its FORGET was lost with a request
@@ -217,27 +218,21 @@ class Recaller:
         finally:
             Holder.end_recall(inode.lease, left)
             inode.forgetting.discard(forgotten)
-            if not inode.forgetting:
-                inode.refused.clear()
             forgotten.set()
 
     async def wait_forgotten(self, inode: Inode[RemoteNode], thread: int) -> None:
         """Before attributes of a directory are told to *thread*: names that the owner believes forgotten are.
 
-        It may ask with the directory locked, before its call is under way; then the names can't be forgotten.  As long
-        as a call is under way that can't be.  Otherwise it gets StaleHandle after a while: the VFS lets the lock go and
-        walks anew, so that its next question is surely no locked one.
+        Who is about to change something may ask with the directory locked, and then they can't be forgotten: he is
+        answered after a while.  What he does there is judged by the owner.
         """
-        may_have_locked = thread not in inode.refused
+        may_have_locked = not only_looks(thread)
         for forgotten in tuple(inode.forgetting):
             while not forgotten.is_set():
-                may_have_locked = may_have_locked and not inode.changing
-                with trio.move_on_after(LOCKED_BY_ASKER_S):
+                with trio.move_on_after(LOCKED_BY_ASKER_S if may_have_locked else math.inf):
                     await forgotten.wait()
+                if not inode.changing:
                     break
-                if may_have_locked and not inode.changing:
-                    inode.refused.add(thread)
-                    raise StaleHandle(f"names of inode {inode.id} are being forgotten")
 
     async def _void(self, inode: Inode[RemoteNode]) -> None:
         """Attributes and listing of a directory; our own call keeps it locked, so nobody is just reading it."""

@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from omfs import wire
-from omfs.errors import StaleHandle
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.inodes import Inode, InodeTable
 from omfs.mount.recall import LOCKED_BY_ASKER_S, REVALIDATED_S, Recaller
@@ -440,34 +439,24 @@ async def test_attributes_wait_until_names_are_forgotten(mount: Mount, nursery: 
     assert ("expire", mount.directory.id, b"a") in mount.kernel.heard
 
 
-async def test_who_keeps_the_directory_locked_himself_walks_anew(
-    mount: Mount, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+async def test_who_may_keep_the_directory_locked_himself_is_told_after_a_while(
+    mount: Mount, autojump_clock: trio.testing.MockClock
 ) -> None:
-    locked, told = Locked(mount), trio.Event()
+    locked = Locked(mount)
     mount.directory.begin_change()
     await locked.recall()
     mount.directory.end_change()
     begun_s = trio.current_time()
-    with pytest.raises(StaleHandle):
-        await mount.recaller.wait_forgotten(mount.directory, ASKER)
+    await mount.recaller.wait_forgotten(mount.directory, ASKER)
     assert trio.current_time() - begun_s >= LOCKED_BY_ASKER_S
     assert mount.directory.forgetting, "his lock is in their way"
-
-    async def ask_again() -> None:
-        await mount.recaller.wait_forgotten(mount.directory, ASKER)
-        told.set()
-
-    nursery.start_soon(ask_again)
-    await trio.sleep(10 * LOCKED_BY_ASKER_S)
-    assert not told.is_set(), "now it is a walk, and waits"
     locked.free.set()
-    await told.wait()
-    assert not mount.directory.refused
 
 
-async def test_who_asked_while_a_call_was_under_way_does_not_keep_the_lock(
-    mount: Mount, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+async def test_who_only_looks_waits_until_the_names_are_forgotten(
+    mount: Mount, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("omfs.mount.recall.only_looks", lambda thread: thread == ASKER)
     locked, told = Locked(mount), trio.Event()
     mount.directory.begin_change()
     await locked.recall()
