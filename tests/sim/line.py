@@ -25,7 +25,7 @@ from omfs.net.server import Answer, LocalNode, Server, Session
 from omfs.net.transport import MemoryTransport, Transport, memory_transports
 
 CALLER = wire.Caller(uid=0, gid=0)
-SETTINGS = Settings(timeo_s=15, ping_interval_s=3, session_timeout_s=60, reconnect_interval_s=1)
+SETTINGS = Settings(timeo_s=15, ping_interval_s=3, session_timeout_s=60, reconnect_interval_s=1, lease_term_s=12)
 HOLDER, OWNER = 1, 2
 KEY = b"k" * 16  # of the session of a Client
 
