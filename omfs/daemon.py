@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from omfs import wire
+from omfs.cache.table import DIRECTORY
 from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, ControlError, NodeDown, OmfsError
 from omfs.export.dropping import Dropper
@@ -163,6 +164,7 @@ class OwnerSide:
             changes = LocalChanges(guards.told, leasing.is_of_interest, keeper, guards_max())
         except OSError as error:
             raise ConfigError(f"{settings.run_dir}: can't start the lease keeper: {error.strerror}") from None
+        changes.ignore(Path(settings.state_dir) / DIRECTORY / "data.mdb")
         guards.watch(changes)
         service.description.certificate_expires_s = standing.identity.expires_s
         return cls(service, leasing, guards, server, changes)

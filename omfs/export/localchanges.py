@@ -28,6 +28,7 @@ import logging
 import os
 import select
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
@@ -174,6 +175,14 @@ class LocalChanges:
                 place, kind = os.fsdecode(mount.line.mountpoint), os.fsdecode(mount.line.fstype)
                 log.warning("%s (%s) can't be watched, so it is not cached elsewhere: %s", place, kind, error.strerror)
             return None
+
+    def ignore(self, path: Path) -> None:
+        """Not to be told of this file of our own, which we write all the time: each event wakes us."""
+        if self._watcher is not None:
+            try:
+                self._watcher.ignore(path)
+            except OSError as error:
+                log.debug("%s: its events can't be ignored: %s", path, error)
 
     def mounts_changed(self) -> None:
         """The table of mounts changed (Mounts.generation): what looks the same may have been mounted anew."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from omfs.kernel.libc import check, libc
@@ -34,6 +35,9 @@ _CLOEXEC: Final = 1
 _NONBLOCK: Final = 2
 _REPORT_DFID_NAME_TARGET: Final = 0x200 | 0x400 | 0x800 | 0x1000
 _MARK_ADD: Final = 1
+_MARK_IGNORED: Final = 0x20
+_MARK_IGNORED_SURV_MODIFY: Final = 0x40
+_AT_FDCWD: Final = -100
 _MARK_FILESYSTEM: Final = 0x100
 _INFO_FID: Final = 1
 _INFO_DFID_NAME: Final = 2
@@ -103,6 +107,11 @@ class Watcher:
         """
         flags, mask = ctypes.c_uint(_MARK_ADD | _MARK_FILESYSTEM), ctypes.c_uint64(CHANGES)
         check(libc.fanotify_mark(self.descriptor, flags, mask, fd, None))
+
+    def ignore(self, path: Path) -> None:
+        """Tell nothing of what is done to this file itself.  Raises OSError."""
+        flags = ctypes.c_uint(_MARK_ADD | _MARK_IGNORED | _MARK_IGNORED_SURV_MODIFY)
+        check(libc.fanotify_mark(self.descriptor, flags, ctypes.c_uint64(CHANGES), _AT_FDCWD, os.fsencode(path)))
 
     def read(self, own_pid: int = -1) -> list[Event]:
         """What has happened since the last call, without what process *own_pid* did; never blocks.

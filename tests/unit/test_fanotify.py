@@ -109,6 +109,14 @@ def test_changes_of_a_file(watched: Watched, code: str, mask: int) -> None:
     assert events == [told(mask, watched.key("a"), watched.key("."), b"a")]
 
 
+def test_a_file_can_be_ignored(watched: Watched) -> None:
+    for name in ("mine", "other"):
+        (watched.top / name).write_bytes(b"content")
+    watched.watcher.ignore(watched.top / "mine")
+    code = "[os.write(os.open(name, os.O_WRONLY), b'x') for name in ('mine', 'other', 'mine')]"
+    assert watched.after(code) == [told(MODIFY, watched.key("other"), watched.key("."), b"other")]
+
+
 def test_changes_of_a_directory_itself(watched: Watched) -> None:
     (watched.top / "b").mkdir()
     for code in ("os.chmod('b', 0o700)", "os.setxattr('b', 'trusted.x', b'1')", "os.utime('b')"):
