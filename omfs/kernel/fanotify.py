@@ -111,7 +111,8 @@ class Watcher:
     def ignore(self, path: Path) -> None:
         """Tell nothing of what is done to this file itself.  Raises OSError."""
         flags = ctypes.c_uint(_MARK_ADD | _MARK_IGNORED | _MARK_IGNORED_SURV_MODIFY)
-        check(libc.fanotify_mark(self.descriptor, flags, ctypes.c_uint64(CHANGES), _AT_FDCWD, os.fsencode(path)))
+        mask = ctypes.c_uint64(MODIFY | ATTRIB)
+        check(libc.fanotify_mark(self.descriptor, flags, mask, _AT_FDCWD, os.fsencode(path)))
 
     def read(self, own_pid: int = -1) -> list[Event]:
         """What has happened since the last call, without what process *own_pid* did; never blocks.
