@@ -174,7 +174,8 @@ async def test_what_is_told_during_a_pass_makes_another(mount: Mount) -> None:
     mount.kernel.before = move
     await mount.recall(wire.RecallLease(b"dir", 2, NONE))
     names = [what[2] for what in mount.kernel.heard if what[0] == "expire"]
-    assert names == [b"a", b"moved here"]
+    assert names[0] == b"a"
+    assert set(names[1:]) == {b"moved here"}  # perhaps twice: by itself, too
 
 
 async def test_what_the_kernel_does_not_know_yet_is_told_again(
