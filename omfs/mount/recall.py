@@ -170,12 +170,12 @@ class Recaller:
         try:
             again = _Again()
             while True:
-                Holder.begin_pass(lease)
+                begun = Holder.begin_pass(lease)  # another recall of it may be under way, with passes of its own
                 self.counters.passes += 1
                 is_known = await self._pass(inode, lease.take_names() if names is None else names)
                 if not is_known and inode.lookups > 0 and not again.is_over:
                     await again.wait()
-                elif Holder.is_done(lease):
+                elif Holder.is_done(lease, begun):
                     break
             for dropping in tuple(inode.dropping):
                 await dropping.wait()
@@ -317,18 +317,20 @@ class Recaller:
     async def _pass_all(self, inodes: list[Inode[RemoteNode]], again: _Again) -> list[Inode[RemoteNode]]:
         """Returns those that need another pass."""
         unknown: set[int] = set()
+        begun: dict[int, int] = {}  # by number
         async with trio.open_nursery() as nursery:
             for start in range(0, len(inodes), _AT_ONCE):
                 some = inodes[start : start + _AT_ONCE]
                 for inode in some:
-                    Holder.begin_pass(inode.lease)
+                    begun[inode.id] = Holder.begin_pass(inode.lease)
                 self.counters.passes += len(some)
                 doomed = [self._doomed(inode, inode.lease.take_names()) for inode in some]
                 nursery.start_soon(self._forget_several, doomed, unknown)
         return [
             inode
             for inode in inodes
-            if not Holder.is_done(inode.lease) or (inode.id in unknown and inode.lookups > 0 and not again.is_over)
+            if not Holder.is_done(inode.lease, begun[inode.id])
+            or (inode.id in unknown and inode.lookups > 0 and not again.is_over)
         ]
 
     async def _forget_several(self, several: list[Doomed], unknown: set[int]) -> None:
