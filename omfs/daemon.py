@@ -9,14 +9,11 @@ Called by cli/export.py and cli/mount.py, which turn a ConfigError into one line
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import gc
 import logging
 import os
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,88 +43,13 @@ from omfs.mount.options import MountOptions
 from omfs.mount.remote import RemoteNode
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
 from omfs.net import control, metricsport
-from omfs.net.hello import LocalNode
-from omfs.net.nodemap import NodeMap, own_node, read_map
 from omfs.net.peer import Peer
 from omfs.net.server import Server, listen
-from omfs.net.tls import LocalIdentity, load_identity
+from omfs.standing import Reload, Standing, errors_unwrapped, heed_signals, prepare_process
 
 DESCRIBE_WITHIN_S = 2.0  # omfs-admin status: a node that is slower shows what the mount knows without it
 
-_Reload = Callable[[], Awaitable[None]]
-
 log = logging.getLogger(__name__)
-
-
-class Standing:
-    """Who this node is in its cluster, as read from map and certificates; read again on SIGHUP."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError (MapError included)."""
-        self._settings = settings
-        self.reloads = 0
-        self.node_map: NodeMap
-        self.local: LocalNode
-        self.identity: LocalIdentity
-        self.read()
-
-    def read(self) -> None:
-        """Raises ConfigError and changes nothing where anything is wrong."""
-        settings = self._settings
-        node_map = read_map(Path(settings.map) if settings.map else None)
-        node_id = own_node(node_map, settings.address)
-        identity = load_identity(Path(settings.config_dir), settings.sec, node_id)
-        self.node_map, self.identity = node_map, identity
-        self.local = LocalNode(node_id, settings.dfsa, node_map.digest, SOFTWARE)
-
-    def reload(self) -> bool:
-        """As `read`, for SIGHUP: a fault is logged and what held goes on holding."""
-        before = self.local.node_id
-        try:
-            self.read()
-        except ConfigError as error:
-            log.error("nothing changed: %s", error)
-            return False
-        finally:
-            self.reloads += 1
-        if self.local.node_id != before:
-            log.error("the map now says that this is node %d; mount again to become it", self.local.node_id)
-            self.local = replace(self.local, node_id=before)
-        log.info("read %s again: %d nodes", self.node_map.path, len(self.node_map.nodes))
-        return True
-
-
-async def _heed_signals(reload: _Reload, stop: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGHUP:
-                await reload()
-            else:
-                log.info("%s: ending", signal.Signals(number).name)
-                stop.cancel()
-
-
-def _prepare_process() -> None:
-    """SIGUSR2 writes all stacks to stderr; the garbage collector leaves alone what lives as long as the daemon."""
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 50)  # messages are gc=False; cycles are rare here, scanning them is not free
-
-
-@contextlib.contextmanager
-def _errors_unwrapped() -> Iterator[None]:
-    """A nursery wraps what a task raises; whoever started the daemon wants the one error."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        single: BaseException = group
-        while isinstance(single, BaseExceptionGroup):
-            single = single.exceptions[0]
-        if isinstance(single, (ConfigError, OSError)):
-            raise single from None
-        raise
 
 
 # ---------------------------------------------------------------- the owner's side
@@ -135,7 +57,7 @@ def _errors_unwrapped() -> Iterator[None]:
 
 def run_export(settings: Settings, report_ready: Callable[[], None], *, by_mount: bool = False) -> None:
     """Serve this node's tree until SIGTERM.  *by_mount*: a mount started it and will end it.  Raises ConfigError."""
-    with _errors_unwrapped():
+    with errors_unwrapped():
         trio.run(_export, settings, report_ready, by_mount)
 
 
@@ -248,8 +170,8 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
         owner.start(nursery)
         nursery.start_soon(watch_mount, Path(settings.run_dir))
         with trio.CancelScope() as until_told:
-            await nursery.start(_heed_signals, reload, until_told)
-            _prepare_process()
+            await nursery.start(heed_signals, reload, until_told)
+            prepare_process()
             log.info("node %d serves on port %d", standing.local.node_id, settings.port)
             report_ready()
             await trio.sleep_forever()
@@ -266,7 +188,7 @@ def run_mount(options: MountOptions, settings: Settings, report_ready: Callable[
     """Mount, and answer until unmounted.  *report_ready* is called when programs can use it.  Raises ConfigError."""
     check_mountpoint(options.mountpoint, Path(settings.run_dir))
     standing = Standing(settings)
-    with _errors_unwrapped():
+    with errors_unwrapped():
         trio.run(MountDaemon(options, settings, standing, report_ready).run)
 
 
@@ -298,33 +220,46 @@ class MountDaemon:
             operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None, self._counters)
             session = Session(self._options, operations, Path(self._settings.run_dir))
             session.open()
+            until_told = trio.CancelScope()
             try:
-                nursery.start_soon(self._serve, session, nursery.cancel_scope)
-                await wait_until_answering(session.mountpoint)
-                if self._settings.dfsa:
-                    await self._bind_self(session)
-                handlers: dict[str, control.Handler] = {
-                    "status": self._status,
-                    "describe": self._describe_nodes,
-                    "ping": self._ping,
-                    "identify": self._identify,
-                }
-                await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
-                await nursery.start(_heed_signals, self._reloader(nursery, operations), nursery.cancel_scope)
-                utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
-                _prepare_process()
-                log.info("node %d: %s is mounted", own_id, session.mountpoint)
-                self._report_ready()
-                await trio.sleep_forever()
+                with until_told:
+                    await self._run_session(session, operations, nursery, until_told)
             finally:
                 with trio.CancelScope(shield=True):
-                    place = os.fsencode(session.mountpoint)
-                    if mount_at(place) is not None:  # we end first: nobody called umount
-                        await trio.to_thread.run_sync(selfbind.undo, place)
-                        utab.forget_mount(place)
-                    self._session_scope.cancel()
-                    await self._served.wait()  # nobody uses the session any more
-                    session.close()
+                    await self._end_session(session)
+            nursery.cancel_scope.cancel()
+
+    async def _run_session(
+        self, session: Session, operations: Operations, nursery: trio.Nursery, until_told: trio.CancelScope
+    ) -> None:
+        """Until it is unmounted, or we are told to end."""
+        nursery.start_soon(self._serve, session, until_told)
+        await wait_until_answering(session.mountpoint)
+        if self._settings.dfsa:
+            await self._bind_self(session)
+        handlers: dict[str, control.Handler] = {
+            "status": self._status, "describe": self._describe_nodes, "ping": self._ping, "identify": self._identify,
+        }  # fmt: skip
+        await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
+        await nursery.start(heed_signals, self._reloader(nursery, operations), until_told)
+        utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
+        prepare_process()
+        log.info("node %d: %s is mounted", self._standing.local.node_id, session.mountpoint)
+        self._report_ready()
+        await trio.sleep_forever()
+
+    async def _end_session(self, session: Session) -> None:
+        """Nothing is cached any more afterwards, and the owners know it: nobody has to wait for our lease terms."""
+        place = os.fsencode(session.mountpoint)
+        if mount_at(place) is not None:  # we end first: nobody called umount
+            await trio.to_thread.run_sync(selfbind.undo, place)
+            utab.forget_mount(place)
+        self._session_scope.cancel()
+        await self._served.wait()  # nobody uses the session any more
+        session.close()
+        async with trio.open_nursery() as nursery:
+            for node in self._nodes.values():
+                nursery.start_soon(node.give_back_all)
 
     async def _bind_self(self, session: Session) -> None:
         """From a thread: its look-ups go through our own mount."""
@@ -380,7 +315,7 @@ class MountDaemon:
                 nursery.start_soon(node.peer.run)
                 nursery.start_soon(node.tend)
 
-    def _reloader(self, nursery: trio.Nursery, operations: Operations) -> _Reload:
+    def _reloader(self, nursery: trio.Nursery, operations: Operations) -> Reload:
         async def reload() -> None:
             self._export.reload()
             if self._standing.reload():

@@ -188,7 +188,7 @@ class Owner:
         return True
 
     def begin(self, session: SessionKey, needs: tuple[Need, ...], now_s: float) -> tuple[Ticket, list[Recall]]:
-        """A ticket for the request, and the recalls to send.  It may be refused at once: `end` it all the same."""
+        """A ticket for the request, and the recalls to send.  To be ended, also when it is refused (`ready` tells)."""
         ticket = Ticket(session, needs, now_s)
         for need in needs:
             if need.use is not Use.LOOK:

@@ -11,8 +11,7 @@ not yet written it is told that it is behind, and afterwards that it is not; a d
 lets changes wait until the holders of before have come back, which they do in a second, or their term is over.
 
 Invariants: no more is granted than the table says, unless it says that it is behind; no await between a check and what
-it allows.  Called by
-export/service.py, which also runs `tend`.
+it allows.  Called by underleases.py, guards.py and dropping.py; daemon.py runs `tend` and `write_behind`.
 """
 
 from __future__ import annotations
@@ -256,7 +255,6 @@ class Leasing:
     def _send(self, recalls: Iterable[Recall]) -> None:
         now_s = trio.current_time()
         for recall in recalls:
-            assert isinstance(recall.session, bytes)
             key, serial = recall.session, recall.serial
             self.recalls += 1
             self._sent_s[key, serial] = now_s

@@ -189,7 +189,10 @@ class Recaller:
             while inode.owner.is_cached(inode.handle):
                 closed = trio.Event()
                 inode.wakes.add(closed)
-                await closed.wait()
+                try:
+                    await closed.wait()
+                finally:
+                    inode.wakes.discard(closed)
 
     async def _forget_names(self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode) -> None:
         """As `_forget`.  Returns as soon as nobody can see the names any more, see above."""

@@ -12,6 +12,7 @@ has everything dropped when they lapse (recall.py).  Called by operations*.py; b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections import deque
@@ -97,6 +98,12 @@ class RemoteNode:
     def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:
         """The process that *task* works for was signalled."""
         self.peer.interrupt(task, still_wanted)
+
+    async def give_back_all(self) -> None:
+        """The mount has ended: nothing of this owner is cached any more."""
+        if self.peer.state == "up":
+            with trio.move_on_after(_SILENT_S), contextlib.suppress(OmfsError):
+                await self.peer.call(wire.ReturnLeases((), everything=True), wire.Done)
 
     # ------------------------------------------------------------ the tree's root
 

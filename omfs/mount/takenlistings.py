@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Final
 
 import trio
 from pyfuse3 import FUSEError
@@ -31,10 +30,11 @@ from omfs.kernel.fusenotify import Notifier
 from omfs.mount import lowlevel_abi as abi, lowlevel_abi_dirs as dirs
 from omfs.mount.inodes import ROOT_ID, Inode, directory_id
 from omfs.mount.listings import Name, Snapshot
-from omfs.mount.lowlevel import Hook, Taker
+from omfs.mount.lowlevel import Hook
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remote import RemoteNode
 from omfs.mount.remotefile import open_directory
+from omfs.mount.taker import taker
 
 log = logging.getLogger(__name__)
 
@@ -222,26 +222,6 @@ def install_listing_takers(hook: Hook, operations: NameOperations) -> Lister:
     operations.listings.on_uncached = drop_pages
     hook.takers[dirs.OPENDIR] = take_opendir
     hook.takers[dirs.RELEASEDIR] = lambda hook, request: hook.answer(abi.reply(hook.unique))
-    hook.takers[dirs.READDIR] = hook.takers[dirs.READDIRPLUS] = _taker(lister.read)
-    hook.takers[dirs.FSYNCDIR] = _taker(lister.sync)
+    hook.takers[dirs.READDIR] = hook.takers[dirs.READDIRPLUS] = taker("read of a directory", lister.read)
+    hook.takers[dirs.FSYNCDIR] = taker("sync of a directory", lister.sync)
     return lister
-
-
-def _taker(handler: Callable[[memoryview, int], Awaitable[bytes]]) -> Taker:
-    async def answer(hook: Hook, request: memoryview, unique: int) -> None:
-        try:
-            message = await handler(request, unique)
-        except (OmfsError, FUSEError) as error:
-            message = abi.error_reply(unique, error.errno)
-        except Exception:
-            log.exception("a directory request failed")
-            message = abi.error_reply(unique, errno.EIO)
-        except BaseException:  # the mount ends
-            hook.answer(abi.error_reply(unique, errno.EINTR))
-            raise
-        hook.answer(message)
-
-    def take(hook: Hook, request: memoryview) -> Coroutine[Any, Any, None]:
-        return answer(hook, request, hook.unique)
-
-    return take

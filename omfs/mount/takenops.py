@@ -9,17 +9,15 @@ intact until the handler has ended.  Called by the hook, run by loop.py.
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import functools
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-from pyfuse3 import FUSEError
-
-from omfs.errors import NameAbsent, OmfsError
+from omfs.errors import NameAbsent
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.handlers import Foundation
 from omfs.mount.inodes import FIRST_OBJECT_ID, ROOT_ID
@@ -28,6 +26,7 @@ from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
 from omfs.mount.remotefile import create_file
+from omfs.mount.taker import taker
 
 log = logging.getLogger(__name__)
 
@@ -258,20 +257,4 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
 
 
 def _taker(operations: FileOperations, handler: Handler) -> Taker:
-    async def answer(hook: Hook, request: memoryview, unique: int) -> None:
-        try:
-            message = await handler(operations, request, unique)
-        except (OmfsError, FUSEError) as error:
-            message = abi.error_reply(unique, error.errno)
-        except Exception:
-            log.exception("%s failed", handler.__name__)
-            message = abi.error_reply(unique, errno.EIO)
-        except BaseException:  # the mount ends
-            hook.answer(abi.error_reply(unique, errno.EINTR))
-            raise
-        hook.answer(message)
-
-    def take(hook: Hook, request: memoryview) -> Coroutine[Any, Any, None]:
-        return answer(hook, request, hook.unique)
-
-    return take
+    return taker(handler.__name__, functools.partial(handler, operations))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.lab.cluster import Cluster
+from omfs.config import Settings
+from tests.lab.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -49,6 +52,26 @@ def test_umount_is_whole_and_mounting_twice_is_refused(cluster: Cluster) -> None
     assert cluster.run(1, "grep -c ' /mfs' /proc/self/mountinfo || true") == "0\n"
     cluster.run(1, "mount /mfs", timeout_s=60)
     assert cluster.run(3, "cat /mfs/1/etc/hostname") == cluster.run(1, "cat /etc/hostname")
+
+
+@pytest.mark.parametrize(
+    "how", ["umount /mfs", "kill -TERM {pid}; while grep -q ' /mfs ' /proc/self/mountinfo; do sleep 0.1; done"]
+)
+def test_who_ends_in_order_holds_nobody_up(cluster: Cluster, how: str) -> None:
+    """The owner knows at once that nothing is cached any more, and not only when the lease term is over."""
+
+    def held() -> int:
+        listed = json.loads(cluster.run(2, "omfs-admin leases --json"))
+        return sum(lease["node_id"] == 1 for lease in listed["leases"])
+
+    here = cluster.fresh_dir(2)
+    cluster.run(1, f"stat {here.remote}")
+    wait_until(lambda: held() > 0, "node 1 holds something")
+    cluster.run(1, how.format(pid=cluster.mount_pid(1)))
+    try:
+        wait_until(lambda: held() == 0, "everything was given back", timeout_s=Settings().lease_term_s / 2)
+    finally:
+        cluster.run(1, "mount /mfs", timeout_s=60)
 
 
 def test_remount(cluster: Cluster) -> None:

@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from omfs.cache.holder import Lease
 from omfs.config import Settings
-from omfs.daemon import MountDaemon, Standing, _errors_unwrapped
+from omfs.daemon import MountDaemon
 from omfs.errors import ConfigError
 from omfs.mount.options import MountOptions
+from omfs.standing import Standing, errors_unwrapped
 from omfs.wiretypes import Mode
 
 
@@ -61,6 +62,6 @@ async def test_a_mount_tells_its_metrics(tmp_path: Path, nursery: trio.Nursery) 
 async def test_a_mount_does_not_begin_where_the_port_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"metrics on 127.0.0.1 port {port}"), _errors_unwrapped():
+        with pytest.raises(ConfigError, match=f"metrics on 127.0.0.1 port {port}"), errors_unwrapped():
             await daemon_of(tmp_path, port).run()
     assert not (tmp_path / "run").exists()  # no export was started

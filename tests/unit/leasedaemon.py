@@ -55,7 +55,7 @@ class Daemon:
         self.dropping = self.dropped = False
         self.revalidating: list[tuple[bytes, bytes]] = []  # names being looked up without the lock
         self.changing = dict.fromkeys(DIRECTORIES, 0)
-        self.refused: set[tuple[int, bytes]] = set()  # in which directory whose question was refused
+        self.looking: set[int] = set()  # processes in calls that only look
         self.forgetting: dict[bytes, list[Forgetting]] = {handle: [] for handle in DIRECTORIES}
         self.running: set[int] = set()
         self.handled: set[int] = set()
@@ -194,33 +194,20 @@ class Daemon:
         forgetting.is_done = True
         if forgetting in self.forgetting[recall.handle]:
             self.forgetting[recall.handle].remove(forgetting)
-        if not self.forgetting[recall.handle]:
-            self.refused = {(pid, handle) for pid, handle in self.refused if handle != recall.handle}
 
     def _wait_forgotten(self, handle: bytes, pid: int) -> Steps:
-        """Before attributes are told.  False: who asks may keep the directory locked himself.
-
-        He does not if a change of ours was under way at any time since he asked: then that one had it locked.  Nor if
-        he was refused before: the first that he does then is to walk.
-        """
+        """Before attributes are told.  Who is about to change something may keep the directory locked himself."""
         rules, begun = self.world.rules, self.world.moment
-        is_walker = (pid, handle) in self.refused and rules.knows_refused
-        self.refused.discard((pid, handle))
+        waits = pid in self.looking and rules.knows_lookers
         while (forgetting := self.forgetting.get(handle)) and rules.holds_attributes:
-            is_walker = is_walker or (rules.knows_walkers and self.changing[handle] > 0)
-            if not is_walker and self.world.moment > begun + 1:
-                if rules.refuses_in_doubt:
-                    self.refused.add((pid, handle))
-                return not rules.refuses_in_doubt
-            first, sure = forgetting[0], is_walker
-            yield (
-                lambda first=first, sure=sure: (
-                    first.is_done
-                    or (not sure and self.world.moment > begun + 1)
-                    or (not sure and rules.knows_walkers and self.changing[handle] > 0)
-                )
-            )
-        return True
+
+            def may_go(first: Forgetting = forgetting[0]) -> bool:
+                return first.is_done or (not waits and not self.changing[handle] and self.world.moment > begun + 1)
+
+            first = forgetting[0]
+            yield may_go
+            if not first.is_done:
+                return
 
     def cached(self) -> Iterator[tuple[Register, int]]:
         """What calls that start now would see without asking."""

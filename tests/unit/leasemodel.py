@@ -60,9 +60,7 @@ class Rules:
     chmods_count: bool = True  # a change of the directory itself keeps it locked as well
     voids_attributes: bool = True  # then the attributes of the directory are void at once
     holds_attributes: bool = True  # and nobody is told new ones until the names are forgotten
-    knows_walkers: bool = True  # who asked while a change was under way does not keep it locked, and can wait
-    refuses_in_doubt: bool = True  # nor is who may keep the directory locked: he is refused, and looks anew
-    knows_refused: bool = True  # who was refused so keeps nothing locked when he asks again, and can wait
+    knows_lookers: bool = True  # but for who may keep the directory locked himself: who only looks does not, and waits
 
 
 class Broken(AssertionError):
@@ -183,7 +181,7 @@ class World:
         self.tasks: list[Task] = []
         self.returned: dict[Register, int] = {}
         self.moment = 0  # a few of them make no second
-        self.refusals = self.refused_in_doubt = self.refused_twice = 0
+        self.refusals = self.refused_twice = 0
         self.disk = Disk()
         self.owner = Owner()
         self.epoch = 0

@@ -19,6 +19,8 @@ class Node(Daemon):
 
     def call(self, call: Call) -> None:
         self.pids += 1
+        if call.kind in LOOKS:
+            self.looking.add(self.pids)
         self.world.spawn(self._process(call._replace(pid=self.pids)), self, is_call=True)
 
     def _process(self, call: Call) -> Steps:
@@ -85,9 +87,8 @@ class Node(Daemon):
         if handle in kernel.attributes:
             return Reply("ok", kernel.attributes[handle])
         clock = kernel.clock
-        if handle in DIRECTORIES and not (yield from self._wait_forgotten(handle, call.pid)):
-            self.world.refused_in_doubt += 1
-            return Reply("refused")
+        if handle in DIRECTORIES:
+            yield from self._wait_forgotten(handle, call.pid)
         asked_in = self.round
         reply = yield from self._ask(call)
         lease = self._lease(handle)

@@ -98,6 +98,6 @@ def refusals(rules: Rules, seeds: Iterable[int]) -> tuple[int, int]:
     for seed in seeds:
         run = Run(seed, rules, is_calm=True)
         run.run()
-        by_owner += run.world.refusals - run.world.refused_in_doubt
+        by_owner += run.world.refusals
         told += run.world.refused_twice
     return by_owner, told
