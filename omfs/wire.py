@@ -11,6 +11,15 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias, Union
 
+from omfs.wireleases import (
+    AskLease as AskLease,
+    LeaseGranted as LeaseGranted,
+    LeaseReturned as LeaseReturned,
+    RecallAll as RecallAll,
+    RecallLease as RecallLease,
+    RecallNames as RecallNames,
+    ReturnLeases as ReturnLeases,
+)
 from omfs.wiretypes import (
     Attributes as Attributes,
     Caller as Caller,
@@ -22,7 +31,7 @@ from omfs.wiretypes import (
     Standing as Standing,
 )
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -204,18 +213,23 @@ class ReadBlocks(Message, frozen=True, tag=True):
 
 
 class WriteBlocks(Message, frozen=True, tag=True):
-    """Bulk data beside, written at *offset*.  *kill_set_id*: the writer may not keep the file's set-id bits."""
+    """Bulk data beside, written at *offset*.  *kill_set_id*: the writer may not keep the file's set-id bits.
+
+    *behind*: the program was told that it is done, which holds only if the session still has it EXCLUSIVE (else EIO).
+    """
 
     open_id: int
     offset: int
     kill_set_id: bool = False
+    behind: bool = False
 
 
 class AppendBlocks(Message, frozen=True, tag=True):
-    """Bulk data beside: written at the end of the file, as one record."""
+    """Bulk data beside: written at the end of the file, as one record.  *behind*: as for WriteBlocks."""
 
     open_id: int
     kill_set_id: bool = False
+    behind: bool = False
 
 
 class CloseFile(Message, frozen=True, tag=True):
@@ -300,35 +314,6 @@ class ProbeRange(Message, frozen=True, tag=True):
 class ReleaseLocks(Message, frozen=True, tag=True):  # a process closed a descriptor: its POSIX locks there end
     open_id: int
     owner: int
-
-
-class ReturnLeases(Message, frozen=True, tag=True):
-    """The holder caches nothing of these any more: (handle, serial of its grant) each.  *everything*: of no object."""
-
-    leases: tuple[tuple[bytes, int], ...]
-    everything: bool = False
-
-
-class RecallLease(Message, frozen=True, tag=True):
-    """Owner to holder: keep no more than *mode* of what was granted up to *serial*; answered when that is so."""
-
-    handle: bytes
-    serial: int
-    mode: Mode
-
-
-class RecallNames(Message, frozen=True, tag=True):
-    """Owner to holder: forget these names of the directory, its listing and its attributes; the lease stays."""
-
-    handle: bytes
-    serial: int
-    names: tuple[bytes, ...]
-
-
-class RecallAll(Message, frozen=True, tag=True):
-    """Owner to holder: everything that was granted up to *serial* is void."""
-
-    serial: int
 
 
 class Failed(Message, frozen=True, tag=True):
@@ -467,10 +452,6 @@ class DirectoryRead(Message, frozen=True, tag=True):
     mode: Mode = Mode.NONE
 
 
-class LeaseReturned(Message, frozen=True, tag=True):
-    """Answer to every recall: nothing of what was named is cached or will be without a new grant."""
-
-
 class RangeProbed(Message, frozen=True, tag=True):  # *kind* F_UNLCK: nobody is in the way; else the lock that is
     kind: int
     start: int
@@ -482,8 +463,8 @@ Request: TypeAlias = Union[
     Hello, Ping, CancelRequest, DescribeNode,
     AttachTree, LookUp, MakeNode, MakeDirectory, MakeSymlink, MakeLink, RemoveName, RenameName, ReadLink,
     GetAttributes, SetAttributes, CheckAccess, StatFilesystem, GetXattr, SetXattr, ListXattrs, RemoveXattr,
-    OpenFile, CreateFile, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, CloseFiles, SyncFile, AllocateSpace,
-    SeekFile, CopyRange, OpenDirectory, ReadDirectory,
+    OpenFile, CreateFile, AskLease, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, CloseFiles, SyncFile,
+    AllocateSpace, SeekFile, CopyRange, OpenDirectory, ReadDirectory,
     LockFile, LockRange, ProbeRange, ReleaseLocks, ReturnLeases,
 ]  # fmt: skip
 
@@ -493,5 +474,5 @@ Recall: TypeAlias = Union[RecallLease, RecallNames, RecallAll]
 Reply: TypeAlias = Union[
     Failed, Welcomed, Refused, Ponged, Done, NodeDescribed, Found, AttributesGot, LinkRead, FilesystemStatted,
     XattrGot, XattrsListed, FileOpened, FileCreated, BlocksRead, BlocksWritten, SeekDone, DirectoryRead, RangeProbed,
-    NameMissing, LeaseReturned,
+    NameMissing, LeaseReturned, LeaseGranted,
 ]  # fmt: skip

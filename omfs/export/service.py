@@ -344,6 +344,10 @@ class ExportService:
             opened = await trio.to_thread.run_sync(open_it, True, limiter=self._lease_waiters)
         return holder.files.add(opened)
 
+    def _ask_lease(self, holder: Holder, request: wire.AskLease, bulk: Buffer) -> Answer:
+        holder.files.get(request.open_id)
+        return wire.LeaseGranted(0, wire.Mode.NONE), b""
+
     def _read_blocks(self, holder: Holder, request: wire.ReadBlocks, bulk: Buffer) -> MaybeSlow:
         return self._blocks.read(holder.files, request, holder.can_sendfile)
 
@@ -453,6 +457,7 @@ HANDLERS: Final[dict[type[Any], Handler]] = {
     wire.RemoveXattr: ExportService._remove_xattr,
     wire.OpenFile: ExportService._open_file,
     wire.CreateFile: ExportService._create_file,
+    wire.AskLease: ExportService._ask_lease,
     wire.ReadBlocks: ExportService._read_blocks,
     wire.WriteBlocks: ExportService._write_blocks,
     wire.AppendBlocks: ExportService._append_blocks,

@@ -114,12 +114,16 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "2300000000000000020100000000000094aa52656164426c6f636b73cf0000000500000001cf0000010000000000ce00100000",
     ),
     (
-        wire.WriteBlocks(open_id=7, offset=4096, kill_set_id=True),
-        "1200000000000000020100000000000094ab5772697465426c6f636b7307cd1000c3",
+        wire.WriteBlocks(open_id=7, offset=4096, kill_set_id=True, behind=True),
+        "1300000000000000020100000000000095ab5772697465426c6f636b7307cd1000c3c3",
     ),
     (
-        wire.AppendBlocks(open_id=7, kill_set_id=True),
-        "1000000000000000020100000000000093ac417070656e64426c6f636b7307c3",
+        wire.AppendBlocks(open_id=7, kill_set_id=True, behind=True),
+        "1100000000000000020100000000000094ac417070656e64426c6f636b7307c3c3",
+    ),
+    (
+        wire.AskLease(open_id=7),
+        "0b00000000000000020100000000000092a841736b4c6561736507",
     ),
     (
         wire.CloseFile(open_id=7),
@@ -338,6 +342,10 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         ),
         "4600000000000000020100000000008095ad4469726563746f7279526561649195c4016103c40466696c659ccd81a401cd03"
         "e8cd03e8000508cd1000cf17979cfe362a0001ff00cfffffffffffffffff01c3cd013101",
+    ),
+    (
+        wire.LeaseGranted(serial=306, mode=wire.Mode.EXCLUSIVE),
+        "1200000000000000020100000000008093ac4c656173654772616e746564cd013202",
     ),
     (
         wire.LeaseReturned(),
