@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from omfs.cache.holder import Lease
 from omfs.errors import StaleHandle
 from omfs.mount.xattrs import Xattrs
+from omfs.wiretypes import Caller
 
 if TYPE_CHECKING:
     import trio
@@ -55,12 +56,13 @@ class Inode(Generic[OwnerT]):
     """One object that the kernel knows.  *handle* is None for the directory of a node: the root of its tree.
 
     *breaks* counts when something that was known of it ceased to hold.  *xattrs*: known under the lease.
-    *dropping*: recall.py makes the kernel forget pages of it.
+    *dropping*: recall.py makes the kernel forget pages of it.  *readers*: who was let to open it for reading under the
+    data lease, and whether to execute it.
     """
 
     __slots__ = (
         "breaks", "changing", "dropping", "forgetting", "handle", "id", "is_directory", "lease", "lookups", "owner",
-        "regain_at_s", "regaining", "wakes", "xattrs",
+        "readers", "regain_at_s", "regaining", "wakes", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
@@ -72,6 +74,7 @@ class Inode(Generic[OwnerT]):
         self.is_directory = handle is None
         self.breaks = 0
         self.xattrs: Xattrs | None = None
+        self.readers: set[tuple[Caller, bool]] = set()
         self.dropping: set[trio.Event] = set()  # set when a thread has done so
         self.regain_at_s = 0.0  # operations_files.py
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again
@@ -103,6 +106,7 @@ class Inode(Generic[OwnerT]):
         """What is known of it besides its names does not hold any more, or may not: it is being changed."""
         self.breaks += 1
         self.xattrs = None
+        self.readers.clear()
 
 
 class InodeTable(Generic[OwnerT]):
@@ -131,6 +135,10 @@ class InodeTable(Generic[OwnerT]):
             return self._by_id[number]
         except KeyError:
             raise StaleHandle(f"node id {number} is unknown") from None
+
+    def find_number(self, number: int) -> Inode[OwnerT] | None:
+        """As `get`; None if there is none."""
+        return self._by_id.get(number)
 
     def find(self, owner: OwnerT, handle: bytes) -> Inode[OwnerT]:
         """The inode of an object, made if need be; the caller counts the look-up when it tells the kernel."""

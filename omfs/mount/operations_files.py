@@ -26,7 +26,7 @@ from omfs.mount.handlers import Told, answering
 from omfs.mount.inodes import Inode
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import RemoteFile, create_file, open_file
+from omfs.mount.remotefile import RemoteFile, create_file, open_file, open_unknown
 from omfs.net.frames import Buffer
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _REGAIN_ATTEMPTS: Final = 6
 _REGAIN_PAUSE_S: Final = 0.0005
 _REGAIN_AGAIN_S: Final = 1.0  # after the owner did not grant data; somebody keeps the file open for writing there
+_ASKS_THE_OWNER: Final = os.O_ACCMODE | os.O_TRUNC | os.O_NOATIME  # may be refused, or has effects there
+_READERS_MAX: Final = 64  # of one file
 _FMODE_EXEC: Final = 0x20  # include/linux/fs.h: the kernel opens it to execute it
 
 
@@ -52,10 +54,28 @@ class FileOperations(NameOperations):
         file.inode = inode
         return number
 
+    def open_here(self, inode: Inode[RemoteNode], flags: int, context: Context) -> tuple[int, int] | None:
+        """As `open_number`, of a file whose data are cached and that its owner let the caller open before: nobody is
+
+        asked.  None: the owner must be.
+        """
+        if flags & _ASKS_THE_OWNER or not inode.lease.data or not inode.readers or inode.hold is None:
+            return None
+        caller, execute = self.callers.caller(context), bool(flags & _FMODE_EXEC)
+        if inode.handle is None or (caller, execute) not in inode.readers:
+            return None
+        file = open_unknown(inode.owner, inode.handle, flags, caller, execute)
+        file.is_cached = True
+        self.counters.answered_opens += 1
+        return self.number(file, inode), abi.FOPEN_KEEP_CACHE
+
     async def open_number(self, number: int, flags: int, context: Context) -> tuple[int, int]:
         """open(2) of an object: the number by which the kernel will name the open file, and FOPEN_ flags."""
-        caller = self.callers.caller(context)  # before anything is waited for: *context* may be the hook's
         inode = self.object(number)
+        opened_here = self.open_here(inode, flags, context)
+        if opened_here is not None:
+            return opened_here
+        caller = self.callers.caller(context)  # before anything is waited for: *context* may be the hook's
         node, handle = await self.place(number)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             async with self.changing(inode, data=True):
@@ -66,6 +86,8 @@ class FileOperations(NameOperations):
         had_data = inode.lease.data
         if not file.is_written and self._took_data(inode, opened):
             file.is_cached = True
+            if len(inode.readers) < _READERS_MAX:
+                inode.readers.add((caller, bool(flags & _FMODE_EXEC)))
             return fh, abi.FOPEN_KEEP_CACHE if had_data else 0
         return fh, abi.FOPEN_DIRECT_IO
 
@@ -99,6 +121,8 @@ class FileOperations(NameOperations):
 
         What the kernel itself has cached otherwise it looks after, unless nobody knows whether the change was made.
         """
+        if inode.handle is not None:
+            await inode.owner.open_unopened(inode.handle)
         inode.broken()
         inode.begin_change()  # the kernel keeps a directory locked during these, too
         try:

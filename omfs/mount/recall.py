@@ -141,6 +141,7 @@ class Recaller:
         """Returns when nothing of what is recalled is cached here."""
         begun_s = time.perf_counter()
         if isinstance(recall, wire.RecallAll):
+            await node.open_unopened()
             await self._forget_all(node)
         else:
             known = self._known(node, recall.handle)
@@ -153,6 +154,7 @@ class Recaller:
                 elif names is not None or left is Mode.NONE:  # else only writes would have to be given up
                     if known.lease.data:
                         await self._wait_closed(known)
+                    await node.open_unopened(known.handle)  # it may be about to go
                     await self._forget(known, names, left)
         self.counters.recalled(time.perf_counter() - begun_s)
 

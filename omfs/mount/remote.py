@@ -68,7 +68,7 @@ class _Closes:
 class RemoteNode:
     """One owner.  *files* is what is open there through this mount, by handle.
 
-    *doubtful*: files of which it may hold other locks than we know.
+    *doubtful*: files of which it may hold other locks than we know.  *unopened*: those it does not know are open.
     """
 
     def __init__(self, peer: Peer, counters: Counters | None = None) -> None:
@@ -84,6 +84,7 @@ class RemoteNode:
         self._root: bytes | None = None
         self._root_epoch = 0
         self.doubtful: set[RemoteFile] = set()
+        self.unopened: set[RemoteFile] = set()
         self._owed: deque[tuple[int, wire.Message]] = deque()  # with the epoch that they are of
         self._lost: list[RemoteFile] = []  # their locks are to be taken again
         self._read = _Closes(_CLOSE_READ_S, _CLOSES_MAX)
@@ -98,6 +99,14 @@ class RemoteNode:
     def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:
         """The process that *task* works for was signalled."""
         self.peer.interrupt(task, still_wanted)
+
+    async def open_unopened(self, handle: bytes | None = None) -> None:
+        """Let the owner know what is open here before this object, or (None) any, may change or go."""
+        if self.unopened:
+            async with trio.open_nursery() as nursery:
+                for file in self.unopened:
+                    if handle is None or file.handle == handle:
+                        nursery.start_soon(file.open_now)
 
     async def give_back_all(self) -> None:
         """The mount has ended: nothing of this owner is cached any more."""
@@ -203,11 +212,13 @@ class RemoteNode:
         return await self.ask(wire.MakeLink(handle, parent, name, caller), wire.Found)
 
     async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> None:
+        await self.open_unopened()  # it may be one of them that goes
         await self.peer.call(wire.RemoveName(parent, name, directory, caller), wire.Done)
 
     async def rename(
         self, parent: bytes, name: bytes, new_parent: bytes, new_name: bytes, flags: int, caller: wire.Caller
     ) -> None:
+        await self.open_unopened()
         await self.peer.call(wire.RenameName(parent, name, new_parent, new_name, flags, caller), wire.Done)
 
     async def read_link(self, handle: bytes, caller: wire.Caller) -> bytes:

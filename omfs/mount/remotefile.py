@@ -32,6 +32,7 @@ _KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_
 """What of open(2)'s flags means something to the owner; it does its own caching and has no descriptors to inherit."""
 
 _ONCE_FLAGS: Final = os.O_TRUNC
+_UNOPENED: Final = 0  # no owner's open id: it does not know yet that the file is open
 _REOPENS_MAX: Final = 3  # an owner that restarts more often than this within one call
 _INDEFINITE: Final = (NodeDown, Interrupted, HelloRefused, OutcomeUnknown)  # a lock call that was sent may have worked
 
@@ -45,8 +46,17 @@ async def open_file(
 ) -> tuple[RemoteFile, wire.FileOpened]:
     """Open an existing object; *flags* as open(2).  *execute*: to run it, which asks for x, not for r."""
     flags &= _KEPT_FLAGS
+    node.counters.asked_opens += 1
     opened = await node.ask(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
     return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute), opened
+
+
+def open_unknown(node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool) -> RemoteFile:
+    """Open a file that is cached here, without a message: *caller* was let to open it so under the lease that holds.
+
+    The owner is told as soon as it must know: where a page is not there, and before the file may change or go.
+    """
+    return RemoteFile(node, handle, _UNOPENED, caller, flags & _KEPT_FLAGS, execute=execute)
 
 
 async def create_file(
@@ -96,8 +106,10 @@ class RemoteFile:
         self._doubts: list[tuple[int, Range]] = []  # lock owner and where it may hold other ranges than _ranges
         self._locking = 0  # lock calls under way
         self._recovering: trio.Lock | None = None
-        self._epoch = node.peer.epoch  # of open_id
+        self._epoch = node.peer.epoch if open_id != _UNOPENED else -1  # of open_id
         self._closed = False
+        if open_id == _UNOPENED:
+            node.unopened.add(self)
         node.files.setdefault(handle, set()).add(self)
 
     # ------------------------------------------------------------ data
@@ -173,6 +185,7 @@ class RemoteFile:
         self._flock_doubtful = False
         self._doubts.clear()
         self.node.doubtful.discard(self)
+        self.node.unopened.discard(self)
         same = self.node.files.get(self.handle)
         if same is not None:
             same.discard(self)
@@ -180,6 +193,8 @@ class RemoteFile:
                 del self.node.files[self.handle]
         if self.is_cached and self.inode is not None:
             self.inode.wake()
+        if self.open_id == _UNOPENED:
+            return
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
             return
@@ -340,7 +355,7 @@ class RemoteFile:
     async def _call_and_reopen(
         self, request: Callable[[], wire.Message], expect: type[R], bulk: Buffer, checked: bool
     ) -> tuple[R, Buffer]:
-        lost: int | None = None
+        lost = _UNOPENED if self.open_id == _UNOPENED else None
         for _ in range(_REOPENS_MAX):
             try:
                 if lost is not None:
@@ -386,8 +401,17 @@ class RemoteFile:
                 return
             # No await from the look at _closed to here: a close gives back this id or the other, never neither.
             self.open_id, self._epoch = opened.open_id, epoch
+            self.node.unopened.discard(self)
             self._flock_doubtful = False
             self._doubts.clear()
+
+    async def open_now(self) -> None:
+        """Let the owner know that it is open, if it does not; where that fails the next call tries again."""
+        try:
+            if self.open_id == _UNOPENED:
+                await self.recover(_UNOPENED)
+        except OmfsError as error:
+            log.debug("node %d: a file that is open here could not be opened there: %s", self.node.node_id, error)
 
     def _must_recover(self, lost: int) -> bool:
         return self.open_id == lost and not self._closed

@@ -200,7 +200,6 @@ _HANDLERS: Final[dict[int, Handler]] = {
     abi.RENAME2: _rename,
     abi.CREATE: _create,
     abi.RELEASE: _release,
-    abi.OPEN: _open,
     abi.WRITE: _write,
     abi.SETLK: _set_lock,
     abi.SETLKW: _set_lock,
@@ -239,6 +238,16 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
         hook.answer(abi.reply(hook.unique))
         return None
 
+    open_ = _taker(operations, _open)
+
+    def take_open(hook: Hook, request: memoryview) -> Taken:
+        inode = operations.inodes.find_number(hook.node_id)
+        opened = None if inode is None else operations.open_here(inode, abi.open_flags(request), hook)
+        if opened is None:
+            return open_(hook, request)
+        hook.answer(abi.open_reply(hook.unique, *opened))
+        return None
+
     read = _taker(operations, _read)
 
     def take_read(hook: Hook, request: memoryview) -> Taken:
@@ -251,6 +260,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
 
     hook.takers[abi.RMDIR] = take_rmdir
     hook.takers[abi.FLUSH] = take_flush
+    hook.takers[abi.OPEN] = take_open
     hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up
     hook.takers[abi.GETATTR] = take_get_attributes

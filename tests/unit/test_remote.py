@@ -15,7 +15,7 @@ from omfs.config import WRITTEN_CLOSES_MAX
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
 from omfs.mount.ranges import Range
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import create_file, open_directory, open_file
+from omfs.mount.remotefile import create_file, open_directory, open_file, open_unknown
 from omfs.net.peer import Peer
 from tests.unit.fakepeer import ATTRIBUTES, USER, FakePeer, opened
 
@@ -230,3 +230,64 @@ async def test_a_stale_root_is_asked_again(peer: FakePeer, node: RemoteNode) -> 
     peer.refuse[wire.GetAttributes] = RemoteFailure(116)
     assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)
     assert len(peer.of(wire.AttachTree)) == 2
+
+
+async def test_a_file_opened_from_the_cache_makes_no_message_until_it_must(peer: FakePeer, node: RemoteNode) -> None:
+    file = open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+    await file.close()
+    assert not peer.asked
+    file = open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+    assert await file.read(0, 10) == b"data"
+    assert [type(request) for request in peer.asked] == [wire.OpenFile, wire.ReadBlocks]
+    assert not node.unopened
+    await file.close()
+    assert node.files == {}
+
+
+@pytest.mark.parametrize("handle", [b"handle", None])
+async def test_before_it_may_change_or_go_it_is_opened_once(
+    peer: FakePeer, node: RemoteNode, handle: bytes | None
+) -> None:
+    files = [open_unknown(node, name, os.O_RDONLY, USER, execute=False) for name in (b"handle", b"handle", b"other")]
+    for _ in range(2):
+        await node.open_unopened(handle)
+    names = [b"handle", b"handle"] if handle is not None else [b"handle", b"handle", b"other"]
+    assert sorted(request.handle for request in peer.of(wire.OpenFile)) == names
+    assert len(node.unopened) == 3 - len(names)
+    for file in files:
+        await file.close()
+    assert not node.unopened
+
+
+async def test_a_name_is_removed_only_when_what_is_open_is_open_at_its_owner(peer: FakePeer, node: RemoteNode) -> None:
+    open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+    await node.remove_name(b"dir", b"name", False, USER)
+    open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+    await node.rename(b"dir", b"other", b"dir", b"name", 0, USER)
+    kinds = [type(request) for request in peer.asked]
+    assert kinds == [wire.OpenFile, wire.RemoveName, wire.OpenFile, wire.RenameName]
+
+
+async def test_closed_while_it_is_opened_it_is_given_back(peer: FakePeer, node: RemoteNode) -> None:
+    file = open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+
+    def close_it(request: wire.Message) -> None:
+        if isinstance(request, wire.OpenFile):
+            with pytest.raises(StopIteration):  # it waits for nothing
+                file.close().send(None)
+
+    peer.before = close_it
+    await file.open_now()
+    assert [type(request) for request in peer.asked] == [wire.OpenFile, wire.CloseFile]
+    assert not peer.opens
+
+
+async def test_an_owner_that_refuses_is_asked_again(peer: FakePeer, node: RemoteNode) -> None:
+    file = open_unknown(node, b"handle", os.O_RDONLY, USER, execute=False)
+    peer.refuse[wire.OpenFile] = RemoteFailure(13, "no")
+    await node.open_unopened()
+    assert node.unopened == {file}
+    with pytest.raises(RemoteFailure):
+        await file.read(0, 10)
+    peer.refuse.clear()
+    assert await file.read(0, 10) == b"data"
