@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 
 BLOCK = 4096
 CHUNK = 1 << 20
+REST_S = 3.0  # the files have not just been written; oMFS does not keep data within two seconds of a change
 
 # name -> (what it is, unit); the order of the table
 WORKLOADS = {
@@ -54,6 +55,7 @@ def prepare(directory: str, files: int, big_mib: int) -> None:
             write_file(f"{directory}/{part}/{number:06}", os.O_EXCL, BLOCK)
     write_file(f"{directory}/big", os.O_EXCL, big_mib << 20)
     os.sync()
+    time.sleep(REST_S)
 
 
 def write_file(path: str, flags: int, size_bytes: int) -> None:
