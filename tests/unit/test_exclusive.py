@@ -293,6 +293,31 @@ async def test_a_late_write_is_refused(owner: Room, file: Path) -> None:
     await one.get(wire.WriteBlocks(open_id, 0), wire.BlocksWritten, b"IN")
 
 
+async def test_a_write_that_takes_long_is_refused_if_the_lease_is_lost_before_it_begins(
+    owner: Room, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, session, _, open_id = await held(owner, file)
+    monkeypatch.setattr("omfs.export.blocks._takes_long", lambda opened, bulk: True)
+    work = one.begin(wire.WriteBlocks(open_id, 0, behind=True), b"late")
+    owner.leasing.owner.end_session(session.key)
+    with refused(errno.EIO):
+        await work
+    assert await one.read(open_id) == b"content"
+
+
+async def test_a_native_change_that_is_told_with_the_grant_prevents_it(owner: Room, file: Path) -> None:
+    asker, session = owner.holder(1)
+    handle = (await asker.walk(file)).handle
+    with program(file, "os.chmod(PATH, 0o600)") as running:
+        running.wait_in()
+    opened = await asker.get(wire.OpenFile(handle, os.O_RDWR, ROOT), wire.FileOpened)
+    assert opened.mode is Mode.NONE
+    assert [type(one) for one in session.seen] == [wire.RecallLease]
+    assert len(owner.changes._guards) == 0
+    session.answer_recalls()
+    assert await mode_asked_for(asker, opened.open_id) is Mode.EXCLUSIVE
+
+
 async def test_a_write_that_waited_is_refused_if_the_lease_is_lost_meanwhile(owner: Room, file: Path) -> None:
     one, session, handle, open_id = await held(owner, file)
     _, other_session = owner.holder(2)

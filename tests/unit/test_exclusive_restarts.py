@@ -37,8 +37,8 @@ async def restarted(tmp_path: Path, file: Path, kept: bool) -> bytes:
     """An owner that was killed while node 1 held the file EXCLUSIVE; the file's handle."""
     with owner_of(tmp_path / "state", tmp_path / "run") as owner:
         _, session, handle, _ = await held(owner, file)
-        owner.leasing.write()
         if kept:
+            owner.leasing.write()
             owner.leasing._table.note_behind(False)
             owner.changes.keep()
         owner.is_killed = True
