@@ -75,20 +75,21 @@ async def test_who_held_it_before_a_restart_flushes_before_anybody_looks(
         assert outcome.reply.attributes.size_bytes == 21
 
 
-async def test_a_native_program_is_kept_off_over_the_restart(tmp_path: Path, file: Path, nursery: trio.Nursery) -> None:
+async def test_a_native_program_is_kept_off_over_the_restart(tmp_path: Path, file: Path) -> None:
     handle = await restarted(tmp_path, file, kept=True)
     with program(file, READ) as reader, owner_of(tmp_path / "state", tmp_path / "run") as owner:
-        nursery.start_soon(owner.under._guards.run)
-        await settle()
-        assert not reader.is_in
-        one, _ = owner.holder(1)
-        opened = await one.get(wire.OpenFile(handle, os.O_RDWR, ROOT, reclaim=True), wire.FileOpened)
-        await settle()
-        assert not reader.is_in
-        await one.get(wire.WriteBlocks(opened.open_id, 0, behind=True), wire.BlocksWritten, b"flushed")
-        await one.get(wire.ReturnLeases((), everything=True), wire.Done)
-        await trio.to_thread.run_sync(reader.wait_in)
-        nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(owner.under._guards.run)
+            await settle()
+            assert not reader.is_in
+            one, _ = owner.holder(1)
+            opened = await one.get(wire.OpenFile(handle, os.O_RDWR, ROOT, reclaim=True), wire.FileOpened)
+            await settle()
+            assert not reader.is_in
+            await one.get(wire.WriteBlocks(opened.open_id, 0, behind=True), wire.BlocksWritten, b"flushed")
+            await one.get(wire.ReturnLeases((), everything=True), wire.Done)
+            await trio.to_thread.run_sync(reader.wait_in)
+            nursery.cancel_scope.cancel()
 
 
 async def test_only_who_held_it_gets_the_descriptor_of_before(tmp_path: Path, file: Path) -> None:
