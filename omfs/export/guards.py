@@ -125,6 +125,7 @@ class Guards:
 
     def claim(self, handle: bytes, flags: int) -> int:
         """The descriptor of before a restart, for who held the file EXCLUSIVE and opens it again; -1: there is none."""
+        self._disk.locate(handle)  # so that its mount is watched
         key = self._key(handle)
         if self._changes is None or key is None:
             return -1
@@ -137,6 +138,7 @@ class Guards:
         """It is opened, and nobody caches the data any more: what was `in_the_way` is gone."""
         for need in needs:
             if need.everybody:
+                self.shared_again(need.handle)  # claimed by one of whom the table did not say that he had it
                 key = self._key(need.handle)
                 if self._changes is not None and key is not None and key in self._guarded:
                     self._guarded.discard(key)

@@ -339,20 +339,22 @@ async def test_a_write_that_waited_is_refused_if_the_lease_is_lost_meanwhile(own
 
 @pytest.mark.parametrize(("action", "left"), [(READ, Mode.SHARED), (WRITE, Mode.NONE)])
 async def test_a_native_open_waits_until_the_holder_has_flushed(
-    owner: Room, file: Path, nursery: trio.Nursery, action: str, left: Mode
+    owner: Room, file: Path, action: str, left: Mode
 ) -> None:
-    nursery.start_soon(owner.under._guards.run)
     one, session, handle, open_id = await held(owner, file)
-    with program(file, action) as running:
-        while not session.asked:  # noqa: ASYNC110 - a list is what is asked
-            await trio.sleep(0.001)
-        assert [one.mode for one in session.seen if isinstance(one, wire.RecallLease)] == [left]
-        assert not running.is_in
-        await one.get(wire.WriteBlocks(open_id, 0, behind=True), wire.BlocksWritten, b"flushed")
-        session.answer_recalls()
-        await trio.to_thread.run_sync(running.wait_in)
-        assert owner.leasing.owner.mode_of(session.key, handle) is left
-        assert await mode_asked_for(one, open_id) is Mode.SHARED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(owner.under._guards.run)
+        with program(file, action) as running:
+            while not session.asked:  # noqa: ASYNC110 - a list is what is asked
+                await trio.sleep(0.001)
+            assert [one.mode for one in session.seen if isinstance(one, wire.RecallLease)] == [left]
+            assert not running.is_in
+            await one.get(wire.WriteBlocks(open_id, 0, behind=True), wire.BlocksWritten, b"flushed")
+            session.answer_recalls()
+            await trio.to_thread.run_sync(running.wait_in)
+            assert owner.leasing.owner.mode_of(session.key, handle) is left
+            assert await mode_asked_for(one, open_id) is Mode.SHARED
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_a_native_program_changes_by_path_is_given_back(owner: Room, file: Path) -> None:

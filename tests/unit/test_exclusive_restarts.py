@@ -33,13 +33,14 @@ def file(room: Path) -> Path:
     return path
 
 
-async def restarted(tmp_path: Path, file: Path, kept: bool) -> bytes:
+async def restarted(tmp_path: Path, file: Path, kept: bool, written: bool = True) -> bytes:
     """An owner that was killed while node 1 held the file EXCLUSIVE; the file's handle."""
     with owner_of(tmp_path / "state", tmp_path / "run") as owner:
         _, session, handle, _ = await held(owner, file)
-        if kept:
+        if kept and written:
             owner.leasing.write()
             owner.leasing._table.note_behind(False)
+        if kept:
             owner.changes.keep()
         owner.is_killed = True
         session.data.files.close_all()
@@ -90,6 +91,21 @@ async def test_a_native_program_is_kept_off_over_the_restart(tmp_path: Path, fil
             await one.get(wire.ReturnLeases((), everything=True), wire.Done)
             await trio.to_thread.run_sync(reader.wait_in)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_the_guard_of_before_goes_when_its_holder_has_come_back(
+    tmp_path: Path, file: Path, written: bool
+) -> None:
+    """Also in the grace, and if the table did not say whose it is."""
+    handle = await restarted(tmp_path, file, kept=True, written=written)
+    with owner_of(tmp_path / "state", tmp_path / "run") as owner:
+        await come_back(owner, handle, b"x")
+        assert owner.changes.in_grace
+        other, _ = owner.holder(2)
+        await other.open(handle)
+        with program(file, READ) as reader:
+            reader.wait_in()
 
 
 async def test_only_who_held_it_gets_the_descriptor_of_before(tmp_path: Path, file: Path) -> None:

@@ -126,6 +126,12 @@ def test_whoever_opens_the_file_waits_for_a_write_lease(
         other.wait_in()
 
 
+def test_a_write_lease_is_taken_over_as_such(leases: FileLeases, own: int) -> None:
+    assert leases.take(own, fcntl.F_WRLCK)
+    assert leases.take_over(own)
+    assert leases.is_whole(own)
+
+
 def test_who_has_a_write_lease_writes_and_truncates_through_it(leases: FileLeases, path: Path, own: int) -> None:
     assert leases.take(own, fcntl.F_WRLCK)
     other = os.dup(own)
