@@ -214,7 +214,11 @@ class Guards:
 
     def close(self) -> None:
         """When `run` has ended.  Where somebody still holds something, the guards are left to the keeper."""
-        if self._changes is not None and not len(self._leasing.owner):
+        if self._changes is None:
+            return
+        if len(self._leasing.owner):
+            self._changes.keep()
+        else:
             self._changes.close()
 
     async def run(self) -> None:

@@ -34,6 +34,7 @@ from omfs.net.server import Answer, Buffer, Session
 from omfs.wiretypes import Mode
 
 _CLOSES: Final = (wire.CloseFile, wire.CloseFiles)
+_OPENING: Final = frozenset({wire.OpenFile, wire.CreateFile, wire.SetAttributes})  # where guards may be in the way
 _WRITES: Final = frozenset({wire.WriteBlocks, wire.AppendBlocks})
 
 
@@ -76,7 +77,7 @@ class UnderLeases:
 
     def _change(self, session: Session, request: Any, bulk: Buffer) -> MaybeSlow:
         needs: tuple[Need, ...] = ()
-        if self._guards.any or self.leasing.may_be_in_the_way(session.key):
+        if (type(request) in _OPENING and self._guards.any) or self.leasing.may_be_in_the_way(session.key):
             needs = self._needs(session, request)
             if not self.leasing.owner.is_free(session.key, needs, _goes_first(request)):
                 return self._when_recalled(session, request, bulk, needs)

@@ -98,6 +98,55 @@ def test_we_are_no_exception(leases: FileLeases, path: Path, fd: int) -> None:
     assert wait_broken(leases) == [fd]
 
 
+@pytest.fixture
+def own(leases: FileLeases, path: Path) -> Iterator[int]:
+    """Open for writing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    yield descriptor
+    leases.release(descriptor)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("action", "only_reads"),
+    [("os.open(PATH, os.O_RDONLY)", True), ("os.open(PATH, os.O_WRONLY)", False), ("os.truncate(PATH, 3)", False)],
+)
+def test_whoever_opens_the_file_waits_for_a_write_lease(
+    leases: FileLeases, path: Path, own: int, action: str, only_reads: bool
+) -> None:
+    assert leases.take(own, fcntl.F_WRLCK)
+    assert leases.is_whole(own)
+    with program(path, action) as other:
+        assert wait_broken(leases) == [own]
+        assert not leases.is_whole(own)
+        assert leases.may_be_read(own) is only_reads
+        assert not other.is_in
+        os.pwrite(own, b"flushed", 0)
+        leases.release(own)
+        other.wait_in()
+
+
+def test_who_has_a_write_lease_writes_and_truncates_through_it(leases: FileLeases, path: Path, own: int) -> None:
+    assert leases.take(own, fcntl.F_WRLCK)
+    other = os.dup(own)
+    os.pwrite(other, b"x", 0)
+    os.ftruncate(other, 0)
+    os.close(other)
+    os.close(os.open(path, os.O_PATH))
+    path.chmod(0o600)
+    path.rename(path.with_name("new"))
+    assert leases.is_whole(own)
+    assert leases.broken() == []
+
+
+@pytest.mark.parametrize("action", ["os.open(PATH, os.O_RDONLY)", "os.open(PATH, os.O_WRONLY)"])
+def test_no_write_lease_while_anybody_has_the_file_open(leases: FileLeases, path: Path, own: int, action: str) -> None:
+    with program(path, action) as other:
+        other.wait_in()
+        assert not leases.take(own, fcntl.F_WRLCK)
+    assert leases.take(own, fcntl.F_WRLCK)
+
+
 def test_a_lower_layers_file_is_guarded_over_its_copy_up(leases: FileLeases, any_disk: Path) -> None:
     path = any_disk / "below" / "file"
     if not path.exists():  # not an overlay; then any file will do

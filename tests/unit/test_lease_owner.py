@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omfs.cache.owner import CONTENDED_S, STUCK_S, Change, Need, Owner, Recall, Ticket
+from omfs.cache.owner import STUCK_S, Change, Need, Owner, Recall, Ticket
 from omfs.cache.rules import Use
 from omfs.wiretypes import Mode
 
@@ -39,6 +39,15 @@ def waiting(owner: Owner, session: bytes, needs: tuple[Need, ...]) -> tuple[Tick
     ticket, recalls = owner.begin(session, needs, 0.0)
     assert ticket not in owner.ready()
     return ticket, recalls
+
+
+def circle_of_two(owner: Owner) -> tuple[Ticket, Ticket]:
+    """Of A and B in D; A is refused."""
+    first = owner.begin(A, name(b"x"), 0.0)[0]
+    second = owner.begin(B, name(b"y"), 0.0)[0]
+    owner.refuse_stuck(STUCK_S)
+    assert (first.refused, second.refused) == (True, False)
+    return first, second
 
 
 # ------------------------------------------------------------ nobody in the way
@@ -219,131 +228,73 @@ def test_exclusive_is_not_granted_beside_another(owner: Owner) -> None:
     assert list(owner.leases()) == [Change(A, F, Mode.SHARED, 1)]
 
 
-# ------------------------------------------------------------ the lock of a directory
+def test_exclusive_is_of_the_first_of_several(owner: Owner) -> None:
+    assert modes(owner, A, F, D, mode=Mode.EXCLUSIVE) == [Mode.EXCLUSIVE, Mode.SHARED]
+    assert owner.exclusive == {F: A}
 
 
-def test_two_who_keep_a_directory_locked_against_each_other_only_wait(owner: Owner) -> None:
-    """Holders answer while calls of theirs are under way."""
+def test_whoever_waits_keeps_exclusive_from_being_granted(owner: Owner) -> None:
+    """Also who only looks: when it is his turn, nobody may have newer data again."""
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    look, (recall,) = waiting(owner, B, (Need(F, Use.LOOK),))
+    assert not owner.may_be_exclusive(A, F, 0.0)  # it is recalled
+    owner.returned(A, recall.serial)
+    assert owner.ready() == [look]
+    assert not owner.may_be_exclusive(A, F, 0.0)
+    assert modes(owner, A, F, mode=Mode.EXCLUSIVE) == [Mode.NONE]
+    assert modes(owner, A, F) == [Mode.SHARED]
+    owner.end(look)
+    assert owner.may_be_exclusive(A, F, 0.0)
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+
+
+def test_exclusive_is_granted_neither_in_the_grace_nor_where_it_is_contended(owner: Owner) -> None:
+    owner.in_grace = True
+    assert modes(owner, A, F, mode=Mode.EXCLUSIVE) == [Mode.NONE]
+    owner.in_grace = False
     hold(owner, A, D)
     hold(owner, B, D)
-    first, (at_b,) = waiting(owner, A, name(b"x"))
-    second, (at_a,) = waiting(owner, B, name(b"y"))
-    owner.refuse_stuck(STUCK_S / 2)
-    assert owner.ready() == []
-    owner.returned(B, at_b.serial)
-    owner.returned(A, at_a.serial)
-    owner.refuse_stuck(STUCK_S)
-    assert owner.ready() == [first, second]
-    assert not first.refused
-    assert not second.refused
+    circle_of_two(owner)
+    assert not owner.may_be_exclusive(A, D, STUCK_S)
+    assert owner.may_be_exclusive(A, F, STUCK_S)
 
 
-def test_if_they_do_not_answer_one_is_refused(owner: Owner) -> None:
-    hold(owner, A, D)
-    hold(owner, B, D)
-    first, (at_b,) = waiting(owner, A, name(b"x"))
-    second, (at_a,) = waiting(owner, B, name(b"y"))
-    owner.refuse_stuck(STUCK_S)
-    assert (first.refused, second.refused) == (True, False)
-    assert owner.ready() == [first]
-    owner.end(first)
-    owner.returned(A, at_a.serial)  # its lock is free
-    assert owner.ready() == [second]
-    owner.end(second)
-    owner.returned(B, at_b.serial)
-    assert modes(owner, C, D, now_s=STUCK_S) == [Mode.NONE]  # contended
-    assert modes(owner, C, D, now_s=STUCK_S + CONTENDED_S) == [Mode.SHARED]
+def test_what_is_exclusive_is_known_until_it_is_not(owner: Owner) -> None:
+    def no_longer() -> list[bytes]:
+        told, owner.shared_again = owner.shared_again, []
+        return told
+
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    (recall,) = owner.changed_here(F)
+    owner.returned(A, recall.serial)
+    assert (owner.exclusive, no_longer()) == ({}, [F])
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    owner.share(B, F)
+    assert (owner.exclusive, no_longer()) == ({F: A}, [])
+    owner.share(A, F)
+    assert (owner.mode_of(A, F), owner.exclusive, no_longer()) == (Mode.SHARED, {}, [F])
+    assert owner.changes[-1].mode is Mode.SHARED
+    owner.share(A, F)
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    after = Owner()
+    after.restore(owner.leases())
+    assert after.exclusive == {F: A}
+    owner.end_session(A)
+    assert (owner.exclusive, no_longer()) == ({}, [F])
 
 
-@pytest.mark.parametrize(("after_s", "names"), [(CONTENDED_S / 2, None), (CONTENDED_S, (b"z",))])
-def test_where_it_is_contended_a_name_takes_the_lease_along(
-    owner: Owner, after_s: float, names: tuple[bytes, ...] | None
-) -> None:
-    """A was refused in D, of which it holds something itself: that would be in the next one's way."""
-    hold(owner, A, D, E)
-    hold(owner, B, D)
-    refused = waiting(owner, A, name(b"x"))[0]
-    waiting(owner, B, name(b"y", directory=E))
-    owner.refuse_stuck(STUCK_S)
-    assert owner.ready() == [refused]
-    _, recalls = owner.begin(C, name(b"z"), STUCK_S + after_s)
-    assert [recall.names for recall in recalls if recall.session == A] == [names]
+def test_a_recall_that_was_overtaken_by_a_new_grant_ends_nothing(owner: Owner) -> None:
+    """To SHARED as well as to NONE."""
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    ticket, (recall,) = waiting(owner, B, (Need(F, Use.LOOK),))
+    owner.end_session(A)
+    owner.end(ticket)
+    hold(owner, A, F, mode=Mode.EXCLUSIVE)
+    owner.returned(A, recall.serial)
+    assert owner.mode_of(A, F) is Mode.EXCLUSIVE
 
 
-def circle_of_two(owner: Owner) -> tuple[Ticket, Ticket]:
-    """Of A and B in D; A is refused."""
-    first = owner.begin(A, name(b"x"), 0.0)[0]
-    second = owner.begin(B, name(b"y"), 0.0)[0]
-    owner.refuse_stuck(STUCK_S)
-    assert (first.refused, second.refused) == (True, False)
-    return first, second
-
-
-def test_if_it_does_not_help_the_other_is_refused(owner: Owner) -> None:
-    hold(owner, A, D)
-    hold(owner, B, D)
-    refused, second = circle_of_two(owner)
-    owner.end(refused)
-    again, _ = owner.begin(A, name(b"x"), STUCK_S)
-    owner.refuse_stuck(2 * STUCK_S)
-    assert (second.refused, again.refused) == (True, False)
-
-
-def test_a_circle_of_three(owner: Owner) -> None:
-    """Each keeps locked what the next but one must forget names of."""
-    directories = {A: b"da", B: b"db", C: b"dc"}
-    for session in (A, B, C):
-        hold(owner, session, directories[session])
-    tickets = []
-    for session, other in ((A, B), (B, C), (C, A)):
-        needs = (*name(b"x", directory=directories[session]), *name(b"y", directory=directories[other]))
-        tickets.append(owner.begin(session, needs, 0.0)[0])
-    owner.refuse_stuck(STUCK_S)
-    assert [ticket.refused for ticket in tickets] == [True, False, False]
-
-
-def test_many_who_wait_for_each_other_in_no_circle(owner: Owner) -> None:
-    hold(owner, A, F)
-    hold(owner, B, E)
-    hold(owner, C, D)
-    tickets = [waiting(owner, B, (*name(b"x", directory=E), *CHANGE))[0]]
-    for one in (b"y", b"z"):
-        tickets.append(waiting(owner, C, (*name(one), *name(one, directory=E)))[0])
-    tickets.append(waiting(owner, A, name(b"x"))[0])
-    owner.refuse_stuck(STUCK_S)
-    assert not any(ticket.refused for ticket in tickets)
-
-
-def test_who_waits_without_being_waited_for_is_not_refused(owner: Owner) -> None:
-    """C's unlink waits for a file to be given back, which needs no lock; then its directory is free for A's create."""
-    hold(owner, B, F)
-    hold(owner, C, D)
-    unlink, (file,) = waiting(owner, C, (*name(b"x"), *CHANGE))
-    create, (forget,) = waiting(owner, A, name(b"y"))
-    owner.refuse_stuck(STUCK_S)
-    assert not unlink.refused
-    assert not create.refused
-    owner.returned(B, file.serial)
-    owner.returned(C, forget.serial)
-    assert owner.ready() == [unlink, create]
-
-
-def test_who_waits_for_each_other_for_reasons_unknown_is_refused_in_the_end(owner: Owner) -> None:
-    """A kernel has a rename from D to E wait for E, where a create is under way, with D locked; we never hear of it."""
-    hold(owner, A, E)
-    hold(owner, B, D)
-    create, _ = waiting(owner, B, name(b"y", directory=E))
-    rename, _ = waiting(owner, A, name(b"x"))
-    owner.refuse_stuck(STUCK_S / 2)
-    assert owner.ready() == []
-    owner.refuse_stuck(STUCK_S)
-    assert owner.ready() == [create]
-    owner.refuse_stuck(STUCK_S)
-    assert not rename.refused
-
-
-def test_two_who_change_one_file_only_wait(owner: Owner) -> None:
-    """Forgetting attributes and data needs no lock, and write(2) is not made again after ESTALE."""
+def test_two_who_want_it_for_themselves_are_served_one_after_the_other(owner: Owner) -> None:
     hold(owner, A, F)
     hold(owner, B, F)
     first, (at_b,) = waiting(owner, A, CHANGE)
@@ -351,18 +302,10 @@ def test_two_who_change_one_file_only_wait(owner: Owner) -> None:
     owner.returned(B, at_b.serial)
     owner.returned(A, at_a.serial)
     assert owner.ready() == [first, second]
-    assert not first.refused
-    assert not second.refused
-
-
-def test_whatever_is_forgotten_of_a_directory_may_wait_for_its_lock(owner: Owner) -> None:
-    """The holder takes it even where no name is to be dropped, to have the replies under way processed."""
-    hold(owner, A, D)
-    hold(owner, B, D)
-    first, _ = waiting(owner, A, CHMOD)
-    second, _ = waiting(owner, B, CHMOD)
-    owner.refuse_stuck(STUCK_S)
-    assert (first.refused, second.refused) == (True, False)
+    owner.end(first)
+    assert modes(owner, A, F, mode=Mode.EXCLUSIVE) == [Mode.NONE]
+    owner.end(second)
+    assert modes(owner, B, F, mode=Mode.EXCLUSIVE) == [Mode.EXCLUSIVE]
 
 
 # ------------------------------------------------------------ returns

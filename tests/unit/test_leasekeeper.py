@@ -195,3 +195,31 @@ def test_without_a_keeper_nothing_is_guarded(
     assert "there is no lease keeper" in caplog.text
     with program(file, WRITE) as writer:
         writer.wait_in()
+
+
+# ---------------------------------------------------------------- files that are open for writing
+
+
+def test_a_keeper_that_does_not_answer_is_replaced(
+    watch: Watch, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = watch.top / "other"
+    other.touch()
+    fd = os.open(file, os.O_RDWR)
+    try:
+        key, kept = watch.cache("file"), watch.guard("other")
+        assert watch.changes.guard_exclusive(key, fd)
+        watch.changes.keep()
+        assert watch.keeper._process is not None
+        watch.keeper._process.kill()
+        watch.changes.unguard(key)
+        assert set(watch.keeper._kept) == {kept}
+        assert watch.changes.guard_exclusive(key, fd)
+        with program(other, WRITE) as writer:
+            assert Change(DATA, kept) in watch.wait_told()
+            watch.changes.unguard(kept)
+            writer.wait_in()
+    finally:
+        watch.changes.unguard(key)
+        os.close(fd)
+    assert "starting another" in caplog.text

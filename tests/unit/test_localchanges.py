@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
 from tests.unit.localwatch import WRITE, Watch, program
 
+READING = "os.open(PATH, os.O_RDONLY)"
 ATTRIBUTES, NAMES, DATA, READ, EVICTED, EVERYTHING = ChangeKind
 
 
@@ -186,6 +188,79 @@ def test_a_removed_file_is_wanted_back(watch: Watch, file: Path) -> None:
     assert watch.drained() == [Change(EVICTED, key)]
     assert not watch.changes.is_guarded(key)
     watch.changes.unguard(key)
+
+
+# ---------------------------------------------------------------- data that only one has
+
+
+@contextmanager
+def open_for_writing(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("action", "kind"), [(READING, READ), (WRITE, DATA)])
+def test_whoever_opens_what_is_exclusive_is_told_and_waits(
+    watch: Watch, file: Path, action: str, kind: ChangeKind
+) -> None:
+    key = watch.cache("file")
+    with open_for_writing(file) as fd:
+        assert watch.changes.guard_exclusive(key, fd)
+        assert watch.changes.guard_exclusive(key, fd)
+        assert not watch.changes.guard_data(key, watch.opener("file"))
+        with program(file, action) as other:
+            assert watch.wait_told() == [Change(kind, key)]
+            assert not other.is_in
+            assert not watch.changes.guard_exclusive(key, fd)
+            assert watch.changes.give_way(key)
+            other.wait_in()
+            assert not watch.changes.guard_exclusive(key, fd)
+        assert watch.changes.guard_exclusive(key, fd)
+        assert not watch.changes.give_way(key)  # another one than was told
+        assert watch.changes.is_guarded(key)
+        watch.changes.unguard(key)
+
+
+def test_a_file_whose_data_are_cached_is_not_exclusive(watch: Watch, file: Path) -> None:
+    with open_for_writing(file) as fd:
+        os.close(os.open(file, os.O_RDONLY))
+        key = watch.cache("file")
+        assert not watch.changes.guard_data(key, watch.opener("file"))
+        assert watch.changes.guard_exclusive(key, fd)
+        watch.changes.unguard(key)
+    assert watch.changes.guard_data(key, watch.opener("file"))
+    assert not watch.changes.guard_exclusive(key, -1)
+
+
+def test_what_is_exclusive_is_evicted_by_sharing_it(room: Path, tmp_path: Path) -> None:
+    watch = Watch(room, tmp_path, guards_max=1)
+    try:
+        for name in "ab":
+            (room / name).touch()
+        first = watch.cache("a")
+        with open_for_writing(room / "a") as one, open_for_writing(room / "b") as other:
+            assert watch.changes.guard_exclusive(first, one)
+            watch.run("os.unlink('a')")  # it ends with the file that is open
+            assert watch.changes.guard_exclusive(watch.cache("b"), other)
+            assert watch.drained() == [Change(READ, first), Change(ATTRIBUTES, first)]
+    finally:
+        watch.close()
+
+
+async def test_the_keeper_gets_what_is_not_over_soon(watch: Watch, file: Path, nursery: trio.Nursery) -> None:
+    nursery.start_soon(watch.changes.run)
+    key = watch.cache("file")
+    with open_for_writing(file) as fd:
+        assert watch.changes.guard_exclusive(key, fd)
+        assert watch.keeper._kept == {}
+        while not watch.keeper._kept:  # noqa: ASYNC110 - a table is what is filled
+            await trio.sleep(0.001)
+        watch.changes.unguard(key)
+    assert watch.keeper._kept == {}
+    assert watch.changes.guard_data(key, watch.opener("file"))  # nobody has it open for writing any more
 
 
 async def test_all_is_told_as_it_happens(watch: Watch, file: Path, nursery: trio.Nursery) -> None:
