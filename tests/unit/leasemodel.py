@@ -14,7 +14,7 @@ return before the owner has them says leasewrites.py.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -118,6 +118,7 @@ class World:
         self.table: dict[tuple[bytes, bytes], Change] = {}
         self.unwritten: list[Change] = []  # what the table does not have yet
         self.is_behind = False  # whether the table is written only when told so
+        self.ended: Counter[bytes] = Counter()  # how often all leases of a session did
         self.uncertain: set[bytes] = set()  # sessions that may hold more than the table says
         self.strangers_until_s = 0.0
         self.sessions: dict[bytes, Session] = {}
@@ -177,11 +178,13 @@ class World:
                     for node in self.nodes:
                         if node.key == key:
                             node.finish_dropping()
+                    self.ended[key] += 1
                     (self.owner.end_session if key in self.sessions else self.owner.forget_session)(key)
             for node in self.nodes:
                 session = self.sessions.get(node.key)
                 if session and self.now_s - session.heard_s >= TERM_S and self.owner.held_by(node.key):
                     node.finish_dropping()
+                    self.ended[node.key] += 1
                     self.owner.end_session(node.key)
             self.owner.refuse_stuck(self.now_s)
             self._note()
@@ -312,6 +315,7 @@ class World:
             case ("return everything", _, _):
                 self.silent_until_s.pop(node.key, None)
                 self.uncertain.discard(node.key)
+                self.ended[node.key] += 1
                 self.owner.end_session(node.key)
                 self._look_at_grace()
                 node.down.append(frame)
@@ -329,7 +333,7 @@ class World:
             needs = self._needs(call)
             if call.kind == "behind":
                 session.running.add(number)
-                self.spawn(self._write_behind(node, node.key, session, number, call), self.epoch)
+                self.spawn(self._write_behind(node, node.key, session, number, call, self.ended[node.key]), self.epoch)
             elif self.owner.is_free(node.key, needs):
                 self._reply(node, session, number, call, self._granted(node.key, call, self._execute(node.key, call)))
             else:
@@ -342,10 +346,13 @@ class World:
             return needs[:1]
         return needs if self.rules.waits_in_grace or not self.owner.in_grace or call.kind not in LOOKS else ()
 
-    def _write_behind(self, node: Node, key: bytes, session: Session, number: int, call: Call) -> Steps:
-        """Requests are executed concurrently."""
+    def _write_behind(
+        self, node: Node, key: bytes, session: Session, number: int, call: Call, ended: int
+    ) -> Steps:  # fmt: skip
+        """Requests are executed concurrently.  If all leases ended meanwhile, one that is held now is another one."""
         yield None
         may_write = self.owner.exclusive.get(call.handle) == key or self._is_unsure(key)
+        may_write &= ended == self.ended[key]
         is_void = self.rules.fences and not may_write
         self._reply(node, session, number, call, Reply("lost") if is_void else self._execute(key, call))
 
