@@ -398,7 +398,10 @@ class Leasing:
             self._write_failed = False
 
     async def write_behind(self) -> None:
-        """Write the table soon after each change, until cancelled."""
+        """Write the table soon after each change, until cancelled.
+
+        It stays behind while anybody is uncertain: the next daemon, too, would not know what they hold.
+        """
         while True:
             if self._unwritten:
                 await trio.sleep(WRITE_AFTER_S if not self._write_failed else WRITE_AGAIN_S)
@@ -406,7 +409,7 @@ class Leasing:
             elif not self._unwritten_wakes.is_set():
                 with trio.move_on_after(BEHIND_FOR_S) as quiet:
                     await self._unwritten_wakes.wait()
-                if quiet.cancelled_caught and self.is_behind:
+                if quiet.cancelled_caught and self.is_behind and not self._uncertain:
                     self._table.note_behind(False)
                     self.is_behind = False
                     await self._unwritten_wakes.wait()
@@ -416,7 +419,7 @@ class Leasing:
     def close(self) -> None:
         """Write what is to be written; an orderly end."""
         self.write()
-        if not self._unwritten:
+        if not self._unwritten and not self._uncertain:
             self._table.note_behind(False)
         self._table.close()
 

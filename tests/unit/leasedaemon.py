@@ -1,4 +1,7 @@
-"""The mount daemon of a node of leasemodel.py: its `Holder`, its connection, and what it makes the kernel forget."""
+"""The mount daemon of a node of leasemodel.py: its `Holder`, its connection, and what it makes the kernel forget.
+
+Its buffered writes are in leasebehind.py.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from typing import Any, Final
 from omfs.cache.holder import Holder, Lease
 from omfs.cache.owner import Recall
 from omfs.wiretypes import Mode
+from tests.unit.leasebehind import WriteBehind
+from tests.unit.leasedisk import DIRECTORIES, LOOKS, Call, Register, Reply
 from tests.unit.leasekernel import Kernel
-from tests.unit.leasemodel import DIRECTORIES, LOOKS, TERM_S, Broken, Call, Register, Reply, Steps, World
+from tests.unit.leasemodel import TERM_S, Steps, World
+from tests.unit.leasewrites import Broken
 
 SPAN_S: Final = 0.7 * TERM_S
 BARRIER: Final = (b"no such name",)
@@ -39,6 +45,7 @@ class Daemon:
         self.up: deque[Any] = deque()
         self.down: deque[Any] = deque()
         self.bulk: deque[Any] = deque()
+        self.is_stalled = False  # what it sends is on its way for long
         self.restart()
 
     def restart(self) -> None:
@@ -52,6 +59,8 @@ class Daemon:
         self.asked: dict[int, Asked] = {}
         self.numbers = self.pids = self.round = self.epoch = 0
         self.answered_s = self.world.now_s
+        self.data_until_s: float | None = None  # while what a former owner knows is given back
+        self.behind = WriteBehind(self)
         self.dropping = self.dropped = False
         self.revalidating: list[tuple[bytes, bytes]] = []  # names being looked up without the lock
         self.changing = dict.fromkeys(DIRECTORIES, 0)
@@ -65,7 +74,7 @@ class Daemon:
     # ------------------------------------------------------------ the connection
 
     def cut(self) -> None:
-        self.is_connected = False
+        self.is_connected = self.is_stalled = False
         for frames in (self.up, self.down, self.bulk):
             frames.clear()
 
@@ -73,6 +82,7 @@ class Daemon:
         self.is_connected = True
         if not self.world.begin_session(self.key):
             self._owner_forgot()
+            self._tell_opens()
         self.answered_s = self.world.now_s
         for recall in self.world.owner.recalls_at(self.key):
             self.down.append(("recall", recall))
@@ -84,8 +94,12 @@ class Daemon:
     def _owner_forgot(self) -> None:
         self.epoch += 1
         self.running, self.handled = set(), set()
+        if self.data_until_s is None and self.world.rules.keeps_deadline:
+            self.data_until_s = self.answered_s + SPAN_S
         for asked in self.asked.values():
-            if asked.call.kind not in LOOKS and asked.reply is None:
+            if self.behind.is_append(asked.call) and self.world.rules.appends_once:
+                asked.reply = asked.reply or Reply("lost")
+            elif asked.call.kind not in (*LOOKS, "behind") and asked.reply is None:
                 asked.reply = Reply("failed")
         self.lapse()
         self.holder.restart_serials(self.leases.values())
@@ -105,6 +119,7 @@ class Daemon:
             case ("return everything", epoch, sent_s):
                 if epoch == self.epoch and self.dropped:
                     self.dropped = False
+                    self.data_until_s = None
                     self._answered(sent_s)
                     self._renew()
             case ("recall", recall):
@@ -120,17 +135,38 @@ class Daemon:
             self.holder.renew()
             self.round += 1
 
+    def ask(self, call: Call) -> Steps:
+        self.numbers += 1
+        number = self.numbers
+        asked = self.asked[number] = Asked(call, self.world.now_s)
+        if self.dropping and self.world.rules.fails_at_lapse and call.kind != "behind":
+            asked.reply = Reply("failed")
+        elif self.is_connected:
+            self.up.append(("request", number, call))
+        yield lambda: asked.reply is not None
+        del self.asked[number]
+        return asked.reply
+
     # ------------------------------------------------------------ the term
 
     def tick(self) -> None:
-        if self.holder.valid and self.world.now_s >= self.answered_s + SPAN_S:
+        now_s, over_s = self.world.now_s, self.answered_s + SPAN_S
+        if self.holder.valid and now_s >= over_s:
             self.lapse()
+        if self.world.rules.lapse_drops_data and now_s >= (over_s if self.data_until_s is None else self.data_until_s):
+            self.behind.lapsed = self.world.writes.tick()
+            self.behind.drop_all()
+            for asked in self.asked.values():
+                if asked.call.kind == "behind":
+                    asked.reply = asked.reply or Reply("failed")
 
     def lapse(self) -> None:
+        """The term is over, or the owner has forgotten us; then what is buffered is still to be written."""
         self.holder.lapse()
         if self.world.rules.fails_at_lapse:
             for asked in self.asked.values():
-                asked.reply = asked.reply or Reply("failed")
+                if asked.call.kind != "behind":
+                    asked.reply = asked.reply or Reply("failed")
         self.dropped = False
         if not self.dropping:
             self.dropping = True
@@ -138,19 +174,28 @@ class Daemon:
 
     def _drop(self) -> Steps:
         for handle in list(self.leases):
-            yield from self._recall(handle, None, Mode.NONE)
+            yield from self._recall(handle, None, Mode.NONE, self.world.rules.flushes_before_return)
         self.dropping, self.dropped = False, True
         self._return_everything()
 
     def _return_everything(self) -> None:
         if self.dropped and self.is_connected:
+            self._tell_opens()
             self.up.append(("return everything", self.epoch, self.world.now_s))
+
+    def _tell_opens(self) -> None:
+        """What is open here, or is going to be: the owner may have forgotten it, or we what we asked it for."""
+        asked = [one.call for one in self.asked.values() if one.call.kind == "open" and one.reply is None]
+        opens = [(one.file, one.number) for one in self.behind.opens.values()]
+        self.up.append(("opens", (*opens, *((call.handle, call.open_file) for call in asked))))
 
     def finish_dropping(self) -> None:
         """The owner gives the leases away: by now everything must be gone."""
         for _ in range(1000):
-            if not self.dropping or not self.world.step(0, only=self):
+            if not self.dropping:
                 break
+            if not self.world.step(0, only=self):
+                self.world.moment += 1  # somebody waits for 20 ms
         if self.dropping:
             raise Broken(f"node {self.number} could not drop its caches within the term")
 
@@ -168,7 +213,7 @@ class Daemon:
         if recall.handle in DIRECTORIES and self.world.rules.answers_early:
             yield from self._recall_names(recall)
         else:
-            yield from self._recall(recall.handle, recall.names, recall.mode)
+            yield from self._recall(recall.handle, recall.names, recall.mode, self.world.rules.drains_before_answer)
         if epoch == self.epoch:
             self.running.remove(recall.serial)
             self.handled.add(recall.serial)
@@ -216,12 +261,12 @@ class Daemon:
             if directory in self.kernel.attributes or not self.forgetting.get(directory):
                 yield register, version
 
-    def _recall(self, handle: bytes, names: tuple[bytes, ...] | None, mode: Mode) -> Steps:
+    def _recall(self, handle: bytes, names: tuple[bytes, ...] | None, mode: Mode, drains: bool = False) -> Steps:
         lease = self.leases.get(handle)
         if lease is None:
             return
         self.holder.begin_recall(lease)
-        while True:
+        while mode is Mode.NONE or names is not None:
             since = self.holder.begin_pass(lease)
             told = sorted(lease.take_names()) if names is None else names
             for name in told or (BARRIER if handle in DIRECTORIES and self.world.rules.locks_always else ()):
@@ -232,6 +277,8 @@ class Daemon:
             yield None
             if self.holder.is_done(lease, since) or not self.world.rules.repeats_passes:
                 break
+        if drains:
+            yield from self.behind.drain(handle)
         self.holder.end_recall(lease, mode)
 
     def _inval_inode(self, handle: bytes) -> Steps:
@@ -246,6 +293,8 @@ class Daemon:
     def evict(self, file: bytes) -> None:
         """The kernel needs memory, or the last name that it knew is gone."""
         kernel, lock = self.kernel, self.kernel.locks[file]
+        if self.behind.is_open(file):
+            return
         if file in kernel.known and not (self.written.get(file) or file in kernel.reading or lock.inside or lock.queue):
             kernel.forget(file)
             lease = self.leases.pop(file)

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.unit.leasemodel import DATA, DIRECTORIES, FILES, Register, Steps
+from tests.unit.leasedisk import DATA, DIRECTORIES, FILES, Register
+from tests.unit.leasemodel import Steps
 
 
 @dataclass(eq=False)

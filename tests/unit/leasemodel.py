@@ -1,46 +1,65 @@
 """A world for the machines of leases: an owner with a disk, an unreliable network, time, and an oracle.
 
-The nodes are in leasenode.py, their kernels in leasekernel.py.  Everything that waits is a `Task`, a generator that
-yields what it waits for; whoever drives the world chooses which task goes on or which frame arrives next, and when
-connections are cut, nodes crash, the owner restarts, time passes.
+The nodes are in leasenode.py, their kernels in leasekernel.py, the disk in leasedisk.py.  Everything that waits is a
+`Task`, a generator that yields what it waits for; whoever drives the world chooses which task goes on or which frame
+arrives next, and when connections are cut, nodes crash, the owner restarts, time passes.
 
 Oracle: every object and every name is a register with a version.  What a call changed is *returned* when the call
 is.  From then on no node may have an older version in its caches, nor may a call that starts then see one.  In the end
-every call was answered, and nothing that was returned is missing from the disk.
+every call was answered, and nothing that was returned is missing from the disk.  What is promised of writes that
+return before the owner has them says leasewrites.py.
 
 `Rules` are what the machines need of those who call them (the mount, the service); each can be broken on purpose.
-SHARED only: writers write through.  EXCLUSIVE and write-behind come with the next step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from omfs.cache.owner import Change, Need, Owner, Recall
-from omfs.cache.rules import Use
 from omfs.wiretypes import Mode
+from tests.unit.leasedisk import CHANGES_OF_DATA, LOOKS, Call, Disk, Register, Reply
+from tests.unit.leasewrites import Broken, Writes
 
 if TYPE_CHECKING:
     from tests.unit.leasenode import Node
 
 TERM_S: Final = 12.0
-FILES: Final = (b"f", b"g")
-DIRECTORIES: Final = (b"D", b"E")
-NAMES: Final = (b"x", b"y")
-DATA: Final = b"/data"
-LOOKS: Final = frozenset({"stat", "look", "read"})
 MOMENTS: Final = 5  # within a second
 WAIT_MAX_S: Final = 60  # after the network has healed everybody is served within a few terms
 
-Register = Any  # a handle, for the attributes, (directory, name), or (file, DATA)
 Steps = Generator[Callable[[], bool] | None, None, Any]
 
 
 @dataclass(frozen=True)
-class Rules:
+class WriteRules:
+    """What they keep to for writes that return early."""
+
+    fences: bool = True  # a write that was answered early is executed only for who holds EXCLUSIVE
+    drains_before_answer: bool = True  # a recall is answered when all that is buffered is written
+    recall_stops_buffering: bool = True  # and meanwhile nothing is buffered
+    buffers_when_valid: bool = True  # nothing is buffered outside the term
+    lapse_drops_data: bool = True  # what is unwritten at the end of the term is dropped, and reported
+    reports_losses: bool = True  # by the next write, fsync or close
+    flushes_before_return: bool = True  # after the owner's restart, before everything is given back
+    keeps_deadline: bool = True  # and until then the term counts from what the former owner answered
+    appends_once: bool = True  # an append whose outcome the restarted owner does not know is lost
+    drains_before_looking: bool = True  # who asks for attributes or data of a file has its buffer written first
+    looks_again: bool = True  # LOOKUP that finds a file of which something was buffered asks again
+    writes_in_order: bool = True  # a write that is not buffered is sent when those before it are written
+    drains_before_sync: bool = True  # fsync and close
+    flushes_one_by_one: bool = True  # never two writes of the same place are under way
+    waits_in_grace: bool = True  # the owner shows files only when it knows of all who may write them
+    remembers_grace: bool = True  # when it restarts before all of them have come back
+    trusts_in_grace: bool = True  # and meanwhile takes what they have buffered
+    takes_own_back: bool = True  # opening a file again takes EXCLUSIVE back from the same session, too
+
+
+@dataclass(frozen=True)
+class Rules(WriteRules):
     """What the callers of the machines keep to."""
 
     retries_unknown: bool = True  # an inode that the kernel is about to know is notified again
@@ -61,96 +80,6 @@ class Rules:
     voids_attributes: bool = True  # then the attributes of the directory are void at once
     holds_attributes: bool = True  # and nobody is told new ones until the names are forgotten
     knows_lookers: bool = True  # but for who may keep the directory locked himself: who only looks does not, and waits
-
-
-class Broken(AssertionError):
-    """The promise was not kept."""
-
-
-class Call(NamedTuple):
-    kind: str
-    handle: bytes
-    name: bytes = b""
-    other: bytes = b""  # the file to link, or the directory to rename into
-    other_name: bytes = b""
-    pid: int = 0
-
-
-class Reply(NamedTuple):
-    """*changed*: what the call changed; *result*: "ok", "missing", "refused", or "failed" (nobody knows)."""
-
-    result: str
-    version: int = 0  # of the object, or of the name
-    file: bytes | None = None
-    file_version: int = 0
-    changed: tuple[tuple[Register, int], ...] = ()
-    serial: int = 0
-    mode: Mode = Mode.NONE
-    parent_mode: Mode = Mode.NONE
-
-
-class Disk:
-    def __init__(self) -> None:
-        self.versions: dict[bytes, int] = dict.fromkeys((*FILES, *DIRECTORIES), 1)
-        self.data = dict.fromkeys(FILES, 1)
-        self.names: dict[tuple[bytes, bytes], tuple[int, bytes | None]] = {
-            (directory, name): (1, FILES[0] if name == NAMES[0] else None)
-            for directory in DIRECTORIES
-            for name in NAMES
-        }
-
-    def version(self, register: Register) -> int:
-        if isinstance(register, tuple):
-            return self.data[register[0]] if register[1] == DATA else self.names[register][0]
-        return self.versions[register]
-
-    def needs(self, call: Call) -> tuple[Need, ...]:
-        match call.kind:
-            case "change" | "seize":
-                return (Need(call.handle, Use.CHANGE, everybody=call.kind == "seize"),)
-            case "chmod":
-                return (Need(call.handle, Use.CHANGE_DIRECTORY),)
-            case "link" if self.names[call.handle, call.name][1] is None:
-                return Need(call.handle, Use.NAME, call.name), Need(call.other, Use.CHANGE)
-            case "unlink" if file := self.names[call.handle, call.name][1]:
-                return Need(call.handle, Use.NAME, call.name), Need(file, Use.CHANGE)
-            case "rename" if file := self.names[call.handle, call.name][1]:
-                victim = self.names[call.other, call.other_name][1]
-                names = Need(call.handle, Use.NAME, call.name), Need(call.other, Use.NAME, call.other_name)
-                return (*names, *(Need(one, Use.CHANGE) for one in dict.fromkeys((file, victim)) if one))
-        return ()
-
-    def execute(self, call: Call) -> Reply:
-        if call.kind in LOOKS:
-            if call.kind == "read":
-                return Reply("ok", self.data[call.handle])
-            if call.kind == "stat":
-                return Reply("ok", self.versions[call.handle])
-            version, file = self.names[call.handle, call.name]
-            return Reply("ok" if file else "missing", version, file, self.versions[file] if file else 0)
-        needs = self.needs(call)
-        if not needs:
-            return Reply("missing")
-        if call.kind == "rename":
-            file = self.names[call.handle, call.name][1]
-            self._name(call.handle, call.name, None)
-            self._name(call.other, call.other_name, file)
-        elif call.kind in ("link", "unlink"):
-            self._name(call.handle, call.name, call.other or None)
-        registers: dict[Register, None] = {}
-        if call.kind in ("change", "seize"):
-            self.data[call.handle] += 1
-            registers[call.handle, DATA] = None
-        for need in needs:
-            self.versions[need.handle] += 1
-            registers[need.handle] = None
-            if need.name:
-                registers[need.handle, need.name] = None
-        changed = tuple((register, self.version(register)) for register in registers)
-        return Reply("ok", self.versions[call.other if call.kind == "link" else call.handle], changed=changed)
-
-    def _name(self, directory: bytes, name: bytes, file: bytes | None) -> None:
-        self.names[directory, name] = (self.names[directory, name][0] + 1, file)
 
 
 @dataclass
@@ -183,9 +112,15 @@ class World:
         self.moment = 0  # a few of them make no second
         self.refusals = self.refused_twice = 0
         self.disk = Disk()
+        self.writes = Writes(self.call_returned)
         self.owner = Owner()
         self.epoch = 0
         self.table: dict[tuple[bytes, bytes], Change] = {}
+        self.unwritten: list[Change] = []  # what the table does not have yet
+        self.is_behind = False  # whether the table is written only when told so
+        self.ended: Counter[bytes] = Counter()  # how often all leases of a session did
+        self.uncertain: set[bytes] = set()  # sessions that may hold more than the table says
+        self.strangers_until_s = 0.0
         self.sessions: dict[bytes, Session] = {}
         self.silent_until_s: dict[bytes, float] = {}  # of sessions that are no more, but whose holders may live
         self.nodes = [nodes(self, number) for number in range(count)]
@@ -201,7 +136,8 @@ class World:
         """Let one frame arrive, or one task go on; False: there is none."""
         choices: list[Task | tuple[Node, deque[Any], bool]] = []
         for node in self.nodes if only is None else ():
-            choices += [(node, frames, frames is node.up) for frames in (node.up, node.down, node.bulk) if frames]
+            ways = (node.up, node.down, node.bulk)[node.is_stalled :]
+            choices += [(node, frames, frames is node.up) for frames in ways if frames]
         choices += [
             task
             for task in self.tasks
@@ -225,24 +161,30 @@ class World:
     def thaw(self) -> None:
         for task in self.tasks:
             task.is_frozen = False
+        for node in self.nodes:
+            node.is_stalled = False
 
     def pass_time(self, seconds: int) -> None:
         for _ in range(seconds):
             self.moment += 1
             self.now_s += 1.0
+            self._look_at_grace()
             for node in self.nodes:
                 node.tick()
             for key, until_s in list(self.silent_until_s.items()):
                 if self.now_s >= until_s:
                     del self.silent_until_s[key]
+                    self.uncertain.discard(key)
                     for node in self.nodes:
                         if node.key == key:
                             node.finish_dropping()
+                    self.ended[key] += 1
                     (self.owner.end_session if key in self.sessions else self.owner.forget_session)(key)
             for node in self.nodes:
                 session = self.sessions.get(node.key)
                 if session and self.now_s - session.heard_s >= TERM_S and self.owner.held_by(node.key):
                     node.finish_dropping()
+                    self.ended[node.key] += 1
                     self.owner.end_session(node.key)
             self.owner.refuse_stuck(self.now_s)
             self._note()
@@ -253,23 +195,53 @@ class World:
         session = self.sessions.pop(node.key, None)
         if session:
             self.silent_until_s[node.key] = session.heard_s + TERM_S
+        self._close_all(node.key)
+        self.writes.gone(node.key)
         self.tasks = [task for task in self.tasks if task.whose is not node]
         node.restart()
 
-    def restart_owner(self) -> None:
+    def restart_owner(self, is_power_cut: bool = False) -> None:
+        """Of its daemon; after a power cut the table is of another boot, and nothing is known."""
         self._note()
         self.tasks = [task for task in self.tasks if task.whose != self.epoch]
         self.epoch += 1
+        known = {*self.sessions, *self.silent_until_s}
+        is_uncertain = self.unwritten or (self.uncertain and self.rules.remembers_grace)
+        self.uncertain = known if is_uncertain and not is_power_cut else set()
+        self.unwritten = []
+        if not self.rules.remembers_grace:
+            self.strangers_until_s = 0.0
+        if is_power_cut:
+            self.table = {}
+            self.strangers_until_s = self.now_s + TERM_S
         self.owner = Owner()
         self.owner.restore(self.table.values())
         self.sessions = {}
-        self.silent_until_s = {session: self.now_s + TERM_S for session, _ in self.table}
+        self.silent_until_s = dict.fromkeys(
+            sorted({session for session, _ in self.table} | self.uncertain), self.now_s + TERM_S
+        )
+        for opens in self.disk.opens.values():
+            opens.clear()
+        self._look_at_grace()
         for node in self.nodes:
             node.cut()
+
+    def _look_at_grace(self) -> None:
+        self.owner.in_grace = self.now_s < self.strangers_until_s or bool(self.uncertain)
 
     def settle(self) -> None:
         """The network heals, everybody goes on: in the end nobody waits for anybody."""
         self.thaw()
+        self._settle_calls()
+        for node in self.nodes:
+            node.close_all()
+        self._settle_calls()
+        self.writes.check_end()
+        for register, version in self.returned.items():
+            if self.disk.version(register) < version:
+                raise Broken(f"{register}: a returned change is lost")
+
+    def _settle_calls(self) -> None:
         for _ in range(WAIT_MAX_S):
             for node in self.nodes:
                 if not node.is_connected:
@@ -285,15 +257,15 @@ class World:
         left = [task for task in self.tasks if task.is_call]
         if left:
             raise Broken(f"{len(left)} calls wait for ever")
-        for register, version in self.returned.items():
-            if self.disk.version(register) < version:
-                raise Broken(f"{register}: a returned change is lost")
 
     # ------------------------------------------------------------ the oracle
 
     def check(self) -> None:
+        early = self.writes.early
         for node in self.nodes:
             for register, version in node.cached():
+                if early and early.get(register[0] if isinstance(register, tuple) else register):
+                    raise Broken(f"node {node.number} has {register} cached as it was before a write that returned")
                 if version < self.returned.get(register, 0):
                     raise Broken(f"node {node.number} has {register} cached as it was before a change that returned")
 
@@ -315,6 +287,16 @@ class World:
 
     def _note(self) -> None:
         changes, self.owner.changes = self.owner.changes, []
+        self.unwritten += changes
+        for change in changes:
+            modes = [self.owner.mode_of(key, change.handle) for key in self.owner.holders_of(change.handle)]
+            if Mode.EXCLUSIVE in modes and len(modes) > 1:
+                raise Broken(f"{change.handle!r} is held {modes}")
+        if not self.is_behind:
+            self.write_table()
+
+    def write_table(self) -> None:
+        changes, self.unwritten = self.unwritten, []
         for change in changes:
             self.table.pop((change.session, change.handle), None)
             if change.mode is not Mode.NONE:
@@ -332,8 +314,15 @@ class World:
                 self.owner.give_back(node.key, handle, serial)
             case ("return everything", _, _):
                 self.silent_until_s.pop(node.key, None)
+                self.uncertain.discard(node.key)
+                self.ended[node.key] += 1
                 self.owner.end_session(node.key)
+                self._look_at_grace()
                 node.down.append(frame)
+            case ("opens", opens):
+                self._close_all(node.key)
+                for file, open_file in opens:
+                    self.disk.opens[file].add((node.key, open_file))
             case ("request", number, call):
                 self._request(node, session, number, call)
 
@@ -341,12 +330,35 @@ class World:
         if number in session.replies:
             self._reply(node, session, number, call, session.replies[number])
         elif number not in session.running:
-            needs = self.disk.needs(call)
-            if self.owner.is_free(node.key, needs):
-                self._reply(node, session, number, call, self._granted(node.key, call, self.disk.execute(call)))
+            needs = self._needs(call)
+            if call.kind == "behind":
+                session.running.add(number)
+                self.spawn(self._write_behind(node, node.key, session, number, call, self.ended[node.key]), self.epoch)
+            elif self.owner.is_free(node.key, needs):
+                self._reply(node, session, number, call, self._granted(node.key, call, self._execute(node.key, call)))
             else:
                 session.running.add(number)
                 self.spawn(self._wait(node, node.key, session, number, call, needs), self.epoch)
+
+    def _needs(self, call: Call) -> tuple[Need, ...]:
+        needs = self.disk.needs(call)
+        if call.kind == "open" and not self.rules.takes_own_back:
+            return needs[:1]
+        return needs if self.rules.waits_in_grace or not self.owner.in_grace or call.kind not in LOOKS else ()
+
+    def _write_behind(
+        self, node: Node, key: bytes, session: Session, number: int, call: Call, ended: int
+    ) -> Steps:  # fmt: skip
+        """Requests are executed concurrently.  If all leases ended meanwhile, one that is held now is another one."""
+        yield None
+        may_write = self.owner.exclusive.get(call.handle) == key or self._is_unsure(key)
+        may_write &= ended == self.ended[key]
+        is_void = self.rules.fences and not may_write
+        self._reply(node, session, number, call, Reply("lost") if is_void else self._execute(key, call))
+
+    def _is_unsure(self, key: bytes) -> bool:
+        """Whether the session may hold what this owner does not know of; nobody else writes meanwhile."""
+        return self.rules.trusts_in_grace and (key in self.uncertain or self.now_s < self.strangers_until_s)
 
     def _reply(self, node: Node, session: Session, number: int, call: Call, reply: Reply) -> None:
         session.running.discard(number)
@@ -363,14 +375,36 @@ class World:
             ticket, recalls = owner.begin(key, needs, self.now_s)
             self._send(recalls)
             yield lambda ticket=ticket: ticket in owner.ready()
-            again = self.disk.needs(call)
+            again = self._needs(call)
             if ticket.refused or set(again) <= set(needs) or owner.is_free(key, again):
                 break
             owner.end(ticket)
             needs = again
-        reply = Reply("refused") if ticket.refused else self.disk.execute(call)
+        reply = Reply("refused") if ticket.refused else self._execute(key, call)
         owner.end(ticket)
         self._reply(node, session, number, call, self._granted(key, call, reply))
+
+    def _execute(self, key: bytes, call: Call) -> Reply:
+        if call.kind == "open":
+            if self.disk.opens[call.handle] and self._is_exclusive(call.handle):
+                raise Broken(f"{call.handle!r} is opened beside the kernel's write lease")
+            self.disk.opens[call.handle].add((key, call.open_file))
+        elif call.kind == "close":
+            self.disk.opens[call.handle].discard((key, call.open_file))
+            if not any(one[0] == key for one in self.disk.opens[call.handle]):
+                self.owner.share(key, call.handle)
+        reply = self.disk.execute(call)
+        if call.kind in CHANGES_OF_DATA:
+            for number in call.writes:
+                self.writes.executed(number, reply.changed)
+        return reply
+
+    def _is_exclusive(self, handle: bytes) -> bool:
+        return Mode.EXCLUSIVE in (self.owner.mode_of(key, handle) for key in self.owner.holders_of(handle))
+
+    def _close_all(self, key: bytes) -> None:
+        for opens in self.disk.opens.values():
+            opens -= {one for one in opens if one[0] == key}
 
     def _send(self, recalls: Iterable[Recall]) -> None:
         for recall in recalls:
@@ -381,7 +415,7 @@ class World:
     def _granted(self, key: bytes, call: Call, reply: Reply) -> Reply:
         if (
             key not in self.sessions
-            or call.kind in ("read", "unlink", "rename")
+            or call.kind in ("read", "unlink", "rename", "write", "append", "behind", "close")
             or not (reply.result == "ok" or call.kind == "look")
         ):
             return reply
@@ -389,5 +423,10 @@ class World:
             file = call.other if call.kind == "link" else reply.file
             serial, (parent_mode, *modes) = self.owner.grant(key, (call.handle, *((file,) if file else ())), self.now_s)
             return reply._replace(serial=serial, parent_mode=parent_mode, mode=modes[0] if modes else Mode.NONE)
-        serial, (mode,) = self.owner.grant(key, (call.handle,), self.now_s)
+        mode = Mode.SHARED
+        if call.kind in ("open", "ask"):
+            is_alone = self.disk.opens[call.handle] == {(key, call.open_file)}
+            is_alone = is_alone and self.owner.may_be_exclusive(key, call.handle, self.now_s)
+            mode = Mode.EXCLUSIVE if is_alone else Mode.SHARED
+        serial, (mode,) = self.owner.grant(key, (call.handle,), self.now_s, mode)
         return reply._replace(serial=serial, mode=mode)

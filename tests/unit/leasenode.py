@@ -9,9 +9,11 @@ from collections.abc import Iterable
 
 from omfs.cache.holder import Lease
 from omfs.wiretypes import Mode
-from tests.unit.leasedaemon import Asked, Daemon
+from tests.unit.leasebehind import OpenFile
+from tests.unit.leasedaemon import Daemon
+from tests.unit.leasedisk import CHANGES_OF_DATA, DATA, DIRECTORIES, LOOKS, WRITES, Call, Register, Reply
 from tests.unit.leasekernel import Dentry
-from tests.unit.leasemodel import DATA, DIRECTORIES, LOOKS, Call, Register, Reply, Steps
+from tests.unit.leasemodel import Steps
 
 
 class Node(Daemon):
@@ -25,10 +27,22 @@ class Node(Daemon):
 
     def _process(self, call: Call) -> Steps:
         returned, world = self.world.returned, self.world
+        if call.kind in ("open", "ask", "fsync", "close"):
+            yield from self._use_open_file(call)
+            return
+        write = None
+        if call.kind in CHANGES_OF_DATA:
+            open_file = self.behind.open_of(call.handle, call.pid) if call.kind in WRITES else None
+            if open_file is None and call.kind in WRITES:
+                return
+            write = world.writes.begin(call.kind, call.handle, self.key, open_file.number if open_file else 0)
+            call = call._replace(open_file=write.open_file, writes=(write.number,))
+            if open_file is not None:
+                open_file.users += 1
         for anew in (False, True):  # as the VFS's retry_estale
             registers: dict[str, Register] = {"look": (call.handle, call.name), "read": (call.handle, DATA)}
             register = registers.get(call.kind, call.handle)
-            floor = returned.get(register, 0)
+            floor, early = returned.get(register, 0), world.writes.early_of(call.handle)
             made = {"stat": self._stat, "look": self._look, "read": self._read}.get(call.kind, self._change)
             reply: Reply = yield from made(call, anew)
             if reply.result != "refused":
@@ -38,19 +52,67 @@ class Node(Daemon):
             world.refused_twice += 1
         if call.kind in LOOKS and reply.result not in ("failed", "refused"):
             world.saw(register, reply.version, floor)
+            world.writes.saw(register, reply.version, early if call.kind != "look" else ())
+        if write is not None and reply.result == "ok":
+            world.writes.returned(write)
         world.call_returned(reply.changed)
+        if write is not None and open_file is not None:
+            open_file.users -= 1
 
-    def _ask(self, call: Call) -> Steps:
-        self.numbers += 1
-        number = self.numbers
-        asked = self.asked[number] = Asked(call, self.world.now_s)
-        if self.dropping and self.world.rules.fails_at_lapse:
-            asked.reply = Reply("failed")
-        elif self.is_connected:
-            self.up.append(("request", number, call))
-        yield lambda: asked.reply is not None
-        del self.asked[number]
-        return asked.reply
+    def _use_open_file(self, call: Call) -> Steps:
+        behind, writes = self.behind, self.world.writes
+        if call.kind == "open":
+            if call.handle in self.kernel.known:
+                yield from self._open(call)
+            return
+        began = writes.tick()
+        open_file = behind.open_of(call.handle, call.pid)
+        if open_file is None:
+            return
+        if call.kind == "ask":
+            yield from self._ask_lease(call._replace(open_file=open_file.number))
+            return
+        if call.kind == "close":
+            open_file.is_closing = True
+            yield lambda: not open_file.users
+        if self.world.rules.drains_before_sync:
+            yield from behind.drain(call.handle)
+        if not self._reports(open_file):
+            writes.synced(open_file.number, began)
+        if call.kind == "close":
+            del behind.opens[open_file.number]
+            if not behind.is_open(call.handle):
+                lease = self._lease(call.handle)
+                lease.mode = min(lease.mode, Mode.SHARED)
+            yield from self.ask(call._replace(open_file=open_file.number))
+
+    def _reports(self, open_file: OpenFile) -> bool:
+        """Whether this call has to tell that something was lost."""
+        has_failed, open_file.has_failed = open_file.has_failed, False
+        if has_failed:
+            self.world.writes.reported(open_file.number)
+        return has_failed
+
+    def _open(self, call: Call) -> Steps:
+        yield from self.behind.drain(call.handle)
+        asked_in, number = self.round, self.world.writes.tick()
+        reply = yield from self.ask(call._replace(open_file=number))
+        if reply.result == "ok":
+            self.behind.opens[number] = OpenFile(number, call.handle)
+            if self._counts(asked_in):
+                self.holder.granted(self._lease(call.handle), reply.serial, reply.mode)
+
+    def _ask_lease(self, call: Call) -> Steps:
+        asked_in = self.round
+        reply = yield from self.ask(call)
+        if reply.result == "ok" and self._counts(asked_in):
+            self.holder.granted(self._lease(call.handle), reply.serial, reply.mode)
+
+    def close_all(self) -> None:
+        """As when all processes end."""
+        for open_file in self.behind.opens.values():
+            if not open_file.is_closing:
+                self.call(Call("close", open_file.file))
 
     def _lease(self, handle: bytes) -> Lease:
         lease = self.leases.get(handle)
@@ -89,8 +151,10 @@ class Node(Daemon):
         clock = kernel.clock
         if handle in DIRECTORIES:
             yield from self._wait_forgotten(handle, call.pid)
+        elif self.world.rules.drains_before_looking:
+            yield from self.behind.drain(handle)
         asked_in = self.round
-        reply = yield from self._ask(call)
+        reply = yield from self.ask(call)
         lease = self._lease(handle)
         told = self._counts(asked_in) and self.holder.granted(lease, reply.serial, reply.mode) is not Mode.NONE
         yield from self._process_reply(handle)
@@ -127,10 +191,14 @@ class Node(Daemon):
     def _look_up(self, call: Call, dentry: Dentry | None) -> Steps:
         """*dentry*: one that is there already and revalidated, without the lock."""
         kernel, name = self.kernel, (call.handle, call.name)
-        clock, asked_in = kernel.clock, self.round
-        reply: Reply = yield from self._ask(call)
-        if reply.result == "failed":
-            return reply
+        while True:
+            clock, asked_in, dirty = kernel.clock, self.round, self.behind.dirty()
+            reply: Reply = yield from self.ask(call)
+            if reply.result == "failed":
+                return reply
+            if reply.file not in dirty or not self.world.rules.looks_again:
+                break
+            yield from self.behind.drain(reply.file)
         counts = self._counts(asked_in)
         may_name = counts and self.holder.may_name(self._lease(call.handle), reply.serial, reply.parent_mode, call.name)
         told = False
@@ -151,15 +219,17 @@ class Node(Daemon):
 
     def _read(self, call: Call, anew: bool) -> Steps:
         kernel, file = self.kernel, call.handle
+        yield lambda: file not in kernel.reading
         if file not in kernel.known:
             return Reply("failed")
-        yield lambda: file not in kernel.reading
         if file in kernel.pages:
             return Reply("ok", kernel.pages[file])
         kernel.reading.add(file)
+        if self.world.rules.drains_before_looking:
+            yield from self.behind.drain(file)
         lease = self._lease(file)
         was_held, void, asked_in = lease.is_held and self.holder.valid, lease.void, self.round
-        reply = yield from self._ask(call)
+        reply = yield from self.ask(call)
         keeps = was_held and asked_in == self.round and self.leases.get(file) is lease
         keeps = keeps and ((lease.is_held and lease.void == void) or lease.recalls > 0)
         if not self.world.rules.reads_under_lease:
@@ -185,7 +255,7 @@ class Node(Daemon):
 
     def _change(self, call: Call, anew: bool) -> Steps:
         kernel, rules = self.kernel, self.world.rules
-        file = call.handle if call.kind in ("change", "seize") else call.other if call.kind == "link" else None
+        file = call.handle if call.kind in CHANGES_OF_DATA else call.other if call.kind == "link" else None
         if file and file not in kernel.known:
             return Reply("failed")
         directories = [one for one in sorted({call.handle, call.other}) if one in DIRECTORIES]
@@ -201,7 +271,8 @@ class Node(Daemon):
             reply = yield from self._permit_all(directories if call.kind != "chmod" else (), call.pid)
         asked_in = self.round
         if reply.result == "ok":
-            reply = yield from self._ask_to_change(call, directories)
+            change = self._write(call) if file else self._ask_to_change(call, directories)
+            reply = yield from change
         told = may_name = False
         if reply.result == "ok":
             subject = call.other if call.kind == "link" else call.handle
@@ -222,12 +293,26 @@ class Node(Daemon):
             lock.inside.remove(me)
         return reply
 
+    def _write(self, call: Call) -> Steps:
+        """Of data, or of what is shown with them."""
+        behind, file = self.behind, call.other if call.kind == "link" else call.handle
+        open_file = behind.opens.get(call.open_file)
+        if open_file is not None and self._reports(open_file):
+            return Reply("lost")
+        if open_file is not None and behind.may_buffer(file):
+            behind.add(self.world.writes.all[call.writes[0]])
+            return Reply("ok")
+        if self.world.rules.writes_in_order:
+            yield from behind.drain(file)
+        reply = yield from self._ask_to_change(call, [call.handle] if call.kind == "link" else [])
+        return reply
+
     def _ask_to_change(self, call: Call, directories: list[bytes]) -> Steps:
         """Its directories stay locked until it is answered."""
         locked = directories if call.kind != "chmod" or self.world.rules.chmods_count else ()
         for directory in locked:
             self.changing[directory] += 1
-        reply = yield from self._ask(call)
+        reply = yield from self.ask(call)
         for directory in locked:
             self.changing[directory] -= 1
             if self.world.rules.outdates_parents:
@@ -237,7 +322,7 @@ class Node(Daemon):
     def _outdate(self, call: Call, reply: Reply) -> Steps:
         """What the mount tells the kernel before it answers a change."""
         kernel, rules = self.kernel, self.world.rules
-        if call.kind in ("change", "seize") and rules.drops_pages:
+        if call.kind in CHANGES_OF_DATA and rules.drops_pages:
             yield lambda: call.handle not in kernel.reading
             kernel.pages.pop(call.handle, None)
         if call.kind in ("unlink", "link", "rename") and rules.outdates_parents:
@@ -264,7 +349,7 @@ class Node(Daemon):
             if not isinstance(register, tuple):
                 kernel.attributes.pop(register, None)
         match call.kind:
-            case "change" | "seize" | "chmod" | "link":
+            case "change" | "seize" | "write" | "append" | "chmod" | "link":
                 kernel.known.add(subject)
                 kernel.outdate(subject)
                 if told:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from tests.unit.leasemodel import DIRECTORIES, FILES, NAMES, Broken, Call, Rules, World
+from tests.unit.leasedisk import DIRECTORIES, FILES, NAMES, Call
+from tests.unit.leasemodel import Rules, World
 from tests.unit.leasenode import Node
+from tests.unit.leasewrites import Broken
 
 KINDS = ("stat", "look", "read", "change", "seize", "chmod", "link", "unlink", "rename")
+WRITING = ("open", "open", "append", "fsync", "close", "ask", "change", "chmod", "link", "unlink")
+USING = ("write", "append", "fsync", "close", "ask")
+OPEN = Call("open", FILES[0])
 STEPS = 150
 
 
@@ -20,7 +25,7 @@ def a_call(kind: str, pick: Callable[[tuple[bytes, ...]], bytes]) -> Call:
     match kind:
         case "stat":
             return Call(kind, pick((*FILES, *DIRECTORIES)))
-        case "read" | "change" | "seize":
+        case "read" | "change" | "seize" | "open" | "write" | "append" | "fsync" | "close" | "ask":
             return Call(kind, pick(FILES))
         case "chmod":
             return Call(kind, pick(DIRECTORIES))
@@ -31,14 +36,30 @@ def a_call(kind: str, pick: Callable[[tuple[bytes, ...]], bytes]) -> Call:
     return Call(kind, pick(DIRECTORIES), pick(NAMES))
 
 
-class Run:
-    """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for."""
+def open_first(world: World) -> None:
+    """All nodes know of the first file, and the first node has it open for writing."""
+    nodes = world.nodes
+    for node, call in (*((node, Call("look", DIRECTORIES[0], NAMES[0])) for node in nodes), (nodes[0], OPEN)):
+        node.call(call)
+        while world.step(0):
+            pass
 
-    def __init__(self, seed: int, rules: Rules, is_calm: bool = False) -> None:
+
+class Run:
+    """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for.  *writes*: to open files."""
+
+    def __init__(self, seed: int, rules: Rules, is_calm: bool = False, writes: bool = False) -> None:
         self._random = random.Random(seed)
         self.world = World(Node, self._random.choice((2, 2, 3)), rules)
         self._few = {self._random.choice(some) for some in (FILES, DIRECTORIES, NAMES)}
         self._kinds = [*self._random.sample(KINDS, 3), "look", self._random.choice(("stat", "read"))]
+        if writes:
+            self._few |= {FILES[0], NAMES[0]}  # the only file that is found from the beginning
+            kinds = self._random.sample(WRITING, 4)
+            self._kinds = ["write", "write", *kinds, "look", "stat", "read"]
+            self.world.is_behind = self._random.random() < 0.3
+            open_first(self.world)
+        self._writes = writes
         self._trouble = 0.0 if is_calm else self._random.choice((0.0, 0.02, 0.06))
 
     def _pick(self, some: tuple[bytes, ...]) -> bytes:
@@ -51,11 +72,14 @@ class Run:
             chance = self._random.random()
             node = self._random.choice(self.world.nodes)
             if chance < 0.15:
-                node.call(a_call(self._random.choice(self._kinds), self._pick))
+                call = a_call(self._random.choice(self._kinds), self._pick)
+                writers = [one for one in self.world.nodes if one.behind.open_of(call.handle, 0)]
+                (self._random.choice(writers) if call.kind in USING and writers else node).call(call)
             elif chance < 0.16:
                 node.evict(self._pick(FILES))
             elif chance < 0.18 and self.world.tasks:
                 self._random.choice(self.world.tasks).is_frozen = True
+                self.world.write_table()
             elif chance < 0.19:
                 self.world.moment += 1
             elif chance < 0.195:
@@ -69,24 +93,29 @@ class Run:
         self.world.settle()
 
     def _make_trouble(self, node: Node) -> None:
-        match self._random.randrange(8):
+        match self._random.randrange(11 if self._writes else 8):
             case 0:
                 self.world.crash(node)
-            case 1:
-                self.world.restart_owner()
+            case 1 | 8:
+                self.world.restart_owner(is_power_cut=self._writes and self._random.random() < 0.3)
             case 2 | 3:
                 self.world.pass_time(self._random.choice((1, 4, 9, 13)))
             case 4:
                 node.ping()
+            case 9 | 10:
+                node.is_stalled = True
+                for other in self.world.nodes:
+                    other.ping()
+                self.world.pass_time(self._random.choice((1, 4, 9, 13)))
             case _:
                 node.cut()
 
 
-def first_broken(rules: Rules, seeds: Iterable[int]) -> tuple[int, str] | None:
+def first_broken(rules: Rules, seeds: Iterable[int], writes: bool = False) -> tuple[int, str] | None:
     """The first seed with which the promise is broken, and how."""
     for seed in seeds:
         try:
-            Run(seed, rules).run()
+            Run(seed, rules, writes=writes).run()
         except (Broken, AssertionError, KeyError, ValueError) as error:
             return seed, f"{type(error).__name__}: {error}"
     return None

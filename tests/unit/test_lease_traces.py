@@ -1,11 +1,14 @@
-"""Ways to break the promise that random runs do not find, step by step."""
+"""Ways to break the promise that random runs do not find, or seldom, step by step."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.unit.leasemodel import Broken, Call, Rules, World
+from tests.unit.leasedisk import Call
+from tests.unit.leasemodel import TERM_S, Rules, World
 from tests.unit.leasenode import Node
+from tests.unit.leaserun import open_first
+from tests.unit.leasewrites import Broken
 
 
 class Steps:
@@ -97,3 +100,96 @@ def test_who_only_looks_waits_until_the_names_are_forgotten() -> None:
     who_looks_beside_one_who_has_the_directory_locked(Rules())
     with pytest.raises(Broken):
         who_looks_beside_one_who_has_the_directory_locked(Rules(knows_lookers=False))
+
+
+class Writing(Steps):
+    """A has the first file open for writing, with the EXCLUSIVE lease."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(rules)
+        open_first(self.world)
+
+    def buffer(self, kind: str = "write") -> None:
+        """A's write returns, and the owner does not have it."""
+        calls = self.world.writes.early_of(b"f")
+        self.a.is_stalled = True
+        self.a.call(Call(kind, b"f"))
+        while self.world.writes.early_of(b"f") == calls:
+            self.world.step(0, only=self.a)
+
+    def restart_owner(self, is_power_cut: bool = False) -> None:
+        """It comes back to A only after 7 s, by when most of A's term is over, and what A sends then gets nowhere."""
+        self.world.restart_owner(is_power_cut)
+        self.world.pass_time(7)
+        self.a.connect()
+        self.a.is_stalled = True
+
+
+def a_restarted_owner_that_hears_nothing_more(rules: Rules) -> None:
+    at = Writing(rules)
+    at.buffer()
+    at.restart_owner()
+    at.world.pass_time(int(TERM_S) - 7)
+    at.b.connect()
+    at.b.call(Call("read", b"f"))
+    at.world.settle()
+
+
+def test_what_is_buffered_is_dropped_when_the_former_owners_term_is_over() -> None:
+    """The new one counts from its own start: what it answers before all is given back makes that no longer."""
+    a_restarted_owner_that_hears_nothing_more(Rules())
+    with pytest.raises(Broken):
+        a_restarted_owner_that_hears_nothing_more(Rules(keeps_deadline=False))
+
+
+def an_owner_that_restarts_in_its_grace(rules: Rules) -> None:
+    at = Writing(rules)
+    at.buffer()
+    at.world.restart_owner(is_power_cut=True)
+    at.world.restart_owner()
+    at.b.connect()
+    at.b.call(Call("read", b"f"))
+    at.run()
+    at.world.settle()
+
+
+def test_a_grace_is_not_over_because_the_owner_restarts() -> None:
+    an_owner_that_restarts_in_its_grace(Rules())
+    with pytest.raises(Broken):
+        an_owner_that_restarts_in_its_grace(Rules(remembers_grace=False))
+
+
+def a_write_that_arrives_after_the_term(rules: Rules) -> None:
+    at = Writing(rules)
+    at.buffer()
+    at.run()  # it is sent, and on its way for long
+    at.world.pass_time(int(TERM_S) + 1)
+    at.b.ping()
+    at.run()
+    at.b.call(Call("open", b"f"))
+    at.run()
+    at.b.call(Call("write", b"f"))
+    at.b.call(Call("fsync", b"f"))
+    at.run()
+    late, newer = at.world.writes.all
+    assert newer.executed
+    at.world.settle()
+    assert not late.executed
+
+
+def test_a_write_that_comes_after_the_term_does_nothing() -> None:
+    a_write_that_arrives_after_the_term(Rules())
+    with pytest.raises(Broken):
+        a_write_that_arrives_after_the_term(Rules(fences=False))
+
+
+@pytest.mark.parametrize("is_power_cut", [False, True])
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_no_restart_of_the_owner_loses_a_buffered_write(is_power_cut: bool, is_behind: bool) -> None:
+    at = Writing(Rules())
+    at.world.is_behind = is_behind
+    for _ in range(3):
+        at.buffer()
+    at.world.restart_owner(is_power_cut)
+    at.world.settle()
+    assert [bool(write.executed) for write in at.world.writes.all] == [True] * 3

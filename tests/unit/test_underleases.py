@@ -380,6 +380,29 @@ async def test_the_table_catches_up(room: Room, place: Path, autojump_clock: obj
     assert not room.leasing.is_behind
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_who_is_uncertain_is_so_after_another_restart(
+    tmp_path: Path, place: Path, is_killed: bool, autojump_clock: object
+) -> None:
+    (place / "file").write_bytes(b"x")
+    state = tmp_path / "state"
+    with serving(state) as service, leasing_room(state, service) as room:
+        await room.holder(2)[0].walk(place / "file")
+        room.is_killed = True
+    with serving(state) as service, leasing_room(state, service) as room:
+        assert room.leasing.owner.in_grace
+        with trio.move_on_after(TERM_S / 2):
+            await room.leasing.write_behind()
+        room.is_killed = is_killed
+    with serving(state) as service, leasing_room(state, service) as room:
+        assert room.leasing.owner.in_grace
+        room.leasing.returned(HoldingSession(2).key, wire.ReturnLeases((), everything=True))
+        assert not room.leasing.owner.in_grace
+        with trio.move_on_after(TERM_S / 2):
+            await room.leasing.write_behind()
+        assert not room.leasing.is_behind
+
+
 async def test_after_a_power_cut_changes_wait_for_a_term(tmp_path: Path, place: Path, autojump_clock: object) -> None:
     (place / "file").write_bytes(b"x")
     state = tmp_path / "state"
