@@ -59,6 +59,11 @@ class Lease:
         """Whether an answer given now may be cached."""
         return self.mode is not Mode.NONE and not self.recalls
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether a write answered now may be sent later; not from the moment when a recall of that was seen."""
+        return self.mode is Mode.EXCLUSIVE and not self.recalls and self.serial > self.void
+
     def take_names(self) -> tuple[bytes, ...]:
         """The names told so far; they count as forgotten now."""
         names, self.names = self.names, None

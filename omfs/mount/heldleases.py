@@ -25,7 +25,15 @@ NAMES_MAX: Final = 1 << 18  # of one directory that the kernel is allowed to rem
 _RETURN_WITHIN_S: Final = 0.05
 _RETURNS_MAX: Final = 2048  # in one message
 
-Granting = TypeVar("Granting", wire.Found, wire.AttributesGot, wire.FileOpened, wire.FileCreated, wire.DirectoryRead)
+Granting = TypeVar(
+    "Granting",
+    wire.Found,
+    wire.AttributesGot,
+    wire.FileOpened,
+    wire.FileCreated,
+    wire.DirectoryRead,
+    wire.LeaseGranted,
+)
 
 
 def _no_leases() -> Iterable[Lease]:
@@ -52,6 +60,11 @@ class HeldLeases:
     def round(self) -> int:
         """Which stretch of unbroken validity this is; 0: nothing may be cached."""
         return self._peer.lease_round if self.is_enabled else 0
+
+    @property
+    def owner_restarted(self) -> bool:
+        """Since the machine looked last; then the owner may have kept what it granted (its lease table)."""
+        return self._epoch != self._peer.epoch
 
     def counts(self, asked_in: int, reply: Granting) -> Granting:
         """*reply*, without what it grants unless it was asked for in the round that still is."""
