@@ -8,6 +8,7 @@ nothing was told again.
     -----------------------------+--------------------------------------------------------------------
     granted (serial, mode)       | the mode, unless a recall with this serial or a later one was seen, one is under way,
                                  | or the leases are not valid: then NONE, and the answer serves only for its own call
+    stopped writing              | EXCLUSIVE is SHARED
     recall seen                  | grants up to its serial are void, also those that are still on their way
     recall begun                 | nothing is granted; told() from now on makes another pass necessary
     pass ended                   | done if nothing was told during it: the lease is down to the mode; else another
@@ -100,6 +101,11 @@ class Holder:
             directory.names = set()
         directory.names.add(name)
         return True
+
+    @staticmethod
+    def stopped_writing(lease: Lease) -> None:
+        """The file was closed: the owner leaves SHARED of an EXCLUSIVE lease then."""
+        lease.mode = min(lease.mode, Mode.SHARED)
 
     # ------------------------------------------------------------ recalls
 

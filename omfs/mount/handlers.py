@@ -119,7 +119,8 @@ class Foundation(pyfuse3.Operations):
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
         told, inode = self._told(parent, name, found)
-        parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        is_open = isinstance(found, wire.FileCreated)
+        parent.owner.leases.granted(inode.lease, found.serial, found.mode, writing=is_open)
         return told
 
     def _told(

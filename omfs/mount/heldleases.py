@@ -72,11 +72,17 @@ class HeldLeases:
             return msgspec.structs.replace(reply, serial=0)
         return reply
 
-    def granted(self, lease: Lease, serial: int, mode: Mode) -> bool:
-        """Whether what was told of the object with this answer may be cached; if so, it must be told now."""
+    def granted(self, lease: Lease, serial: int, mode: Mode, *, writing: bool = False) -> bool:
+        """Whether what was told of the object with this answer may be cached; if so, it must be told now.
+
+        *writing*: to a file that is open for it; only that can make a lease EXCLUSIVE.  The owner says with every answer
+        what is held, and one that is late may come when the file has been closed.
+        """
         if not serial:
             return False
         self.look_at_term()
+        if not writing and lease.mode is not Mode.EXCLUSIVE:
+            mode = min(mode, Mode.SHARED)
         return self.holder.granted(lease, serial, mode) is not Mode.NONE
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:

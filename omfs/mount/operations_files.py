@@ -60,7 +60,7 @@ class FileOperations(NameOperations):
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             async with self.changing(inode, data=True):
                 file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
-                node.leases.granted(inode.lease, opened.serial, opened.mode)
+                node.leases.granted(inode.lease, opened.serial, opened.mode, writing=file.is_written)
         else:
             file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
         fh = self.number(file, inode)

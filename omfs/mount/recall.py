@@ -142,6 +142,7 @@ class Recaller:
         begun_s = time.perf_counter()
         if isinstance(recall, wire.RecallAll):
             await self._forget_all(node)
+            await node.behind.drain()
         else:
             known = self._known(node, recall.handle)
             if known is not None:

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import trio
 
 from omfs import wire
+from omfs.cache.holder import Holder
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
 from omfs.mount.inodes import Inode
 from omfs.mount.ranges import Range, changed, requests_for
@@ -169,7 +170,7 @@ class RemoteFile:
         asked_in = self.node.leases.round
         granted = await self._call(lambda: wire.AskLease(self.open_id), wire.LeaseGranted)
         granted = self.node.leases.counts(asked_in, granted)
-        self.node.leases.granted(inode.lease, granted.serial, granted.mode)
+        self.node.leases.granted(inode.lease, granted.serial, granted.mode, writing=True)
         return inode.lease.is_exclusive
 
     async def sync(self, data_only: bool) -> None:
@@ -250,6 +251,8 @@ class RemoteFile:
                 del self.node.files[self.handle]
         if self.is_cached and self.inode is not None:
             self.inode.wake()
+        if self.is_written and self.inode is not None:
+            Holder.stopped_writing(self.inode.lease)
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
             return

@@ -43,8 +43,13 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
     file = operations.files[write.fh]
     data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
     try:
-        may_ask = not write.write_flags & abi.WRITE_FROM_CACHE
-        size_bytes = await file.unsent.write(_place(write), data, _kills_set_id(write), may_ask)
+        size_bytes = await file.unsent.write(
+            _place(write),
+            data,
+            _kills_set_id(write),
+            may_ask=not write.write_flags & abi.WRITE_FROM_CACHE,
+            must_arrive=_is_synchronous(write),
+        )
         return abi.write_reply(unique, size_bytes)
     finally:
         await operations.written(file, write)
@@ -55,7 +60,7 @@ def _take_write(operations: FileOperations, write_slowly: Taker) -> Taker:
         """Under an EXCLUSIVE lease a write is answered here, unless something must be waited for."""
         write = abi.write_in(request)
         file = operations.files.get(write.fh)
-        if file is None or file.inode is None:
+        if file is None or file.inode is None or _is_synchronous(write):
             return write_slowly(hook, request)
         if not write.write_flags & abi.WRITE_FROM_CACHE and not operations.is_alone(file):
             return write_slowly(hook, request)
@@ -83,6 +88,11 @@ def _place(write: abi.WriteIn) -> int | None:
     """
     appends = write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE
     return None if appends else write.offset
+
+
+def _is_synchronous(write: abi.WriteIn) -> bool:
+    """O_SYNC, O_DSYNC, or a mount with -o sync: the kernel says so with each write."""
+    return bool(write.open_flags & os.O_DSYNC)
 
 
 def _kills_set_id(write: abi.WriteIn) -> bool:

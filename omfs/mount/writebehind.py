@@ -162,23 +162,27 @@ class Unsent:
         self.send_soon()
         return True
 
-    async def write(self, offset: int | None, data: Buffer, kill_set_id: bool, may_ask: bool) -> int:
+    async def write(
+        self, offset: int | None, data: Buffer, kill_set_id: bool, *, may_ask: bool = True, must_arrive: bool = False
+    ) -> int:
         """A write that could not be answered at once.  Raises what an earlier one ended with.
 
         *may_ask*: for the lease; not for what comes from the page cache, for which a recall may be waiting.
+        *must_arrive*: the owner has it on its disk when this returns (O_SYNC).
         """
         self.raise_error()
-        if may_ask and self._written_through >= ASK_AFTER_WRITES and self._may_ask():
-            await self._ask()
-        while self.is_allowed and not self.has_room(len(data)) and self.is_dirty:
-            await self._step()
-        self.raise_error()
-        if self.is_allowed and self.has_room(len(data)):
-            self.put(offset, data, kill_set_id)
-            return len(data)
+        if not must_arrive:
+            if may_ask and self._written_through >= ASK_AFTER_WRITES and self._may_ask():
+                await self._ask()
+            while self.is_allowed and not self.has_room(len(data)) and self.is_dirty:
+                await self._step()
+            self.raise_error()
+            if self.is_allowed and self.has_room(len(data)):
+                self.put(offset, data, kill_set_id)
+                return len(data)
+            self._written_through += 1
         await self._file.node.drain(self.handle)
         self.raise_error()
-        self._written_through += 1
         return await self._file.write(offset, data, kill_set_id)
 
     def raise_error(self) -> None:

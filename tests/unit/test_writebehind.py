@@ -84,6 +84,13 @@ async def test_what_nobody_asks_for_is_sent_soon(mount: WritingMount, autojump_c
     assert (mount.node.counters.behind_writes, mount.node.counters.behind_requests) == (2, 2)
 
 
+async def test_a_synchronous_write_is_at_the_owner(mount: WritingMount, autojump_clock: MockClock) -> None:
+    file = await mount.open()
+    await mount.write(file, 0, b"before")
+    await mount.write(file, 2, b"sync", must_arrive=True)
+    assert mount.owner.writes == [(0, 6, True), (2, 4, False)]
+
+
 async def test_a_whole_request_does_not_wait(mount: WritingMount, autojump_clock: MockClock) -> None:
     file = await mount.open()
     await mount.write(file, 0, bytes(MIB))
@@ -357,6 +364,27 @@ async def test_a_recall_takes_the_writes_out_and_ends_writing_behind(
     assert mount.owner.writes == [(0, 3, True)]
     await mount.write(file, 3, b"new")
     assert mount.owner.writes[1:] == [(3, 3, False)], "waits for the owner"
+
+
+async def test_a_file_that_is_closed_is_not_held_exclusive(mount: WritingMount, autojump_clock: MockClock) -> None:
+    file = await mount.open()
+    late = mount.owner.granted()
+    await file.close()
+    assert mount.inode.lease.mode is SHARED, "as the owner has it then"
+    mount.node.leases.granted(mount.inode.lease, late["serial"], late["mode"])
+    mount.owner.grants = NONE
+    again = await mount.open()
+    await mount.write(again, 0, b"data")
+    assert mount.owner.writes == [(0, 4, False)]
+
+
+async def test_a_recall_of_everything_takes_the_writes_out(mount: WritingMount, autojump_clock: MockClock) -> None:
+    file = await mount.open()
+    await mount.write(file, 0, b"data")
+    recall = wire.RecallAll(10)
+    mount.recaller.seen(mount.node, recall)
+    await mount.recaller.recall(mount.node, recall)
+    assert mount.owner.data == b"data"
 
 
 async def test_writes_during_a_recall_come_after_what_is_unsent(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, cast
 
+import msgspec
 import trio
 
 from omfs import wire
@@ -78,10 +79,9 @@ class Owner(FakePeer):
 
     def _reply(self, request: Any, bulk: Any) -> tuple[wire.Message, bytes]:
         match request:
-            case wire.OpenFile():
+            case wire.OpenFile() | wire.CreateFile():
                 opened, rest = super()._reply(request, bulk)
-                assert isinstance(opened, wire.FileOpened)
-                return wire.FileOpened(opened.open_id, **self.granted()), rest
+                return msgspec.structs.replace(opened, **self.granted()), rest
             case wire.AskLease():
                 self.on_asked()
                 return wire.LeaseGranted(**self.granted()), b""
@@ -149,7 +149,7 @@ class WritingMount:
     async def open(self, flags: int = os.O_WRONLY) -> RemoteFile:
         file, opened = await open_file(self.node, b"handle", flags, USER)
         file.inode = self.inode
-        self.node.leases.granted(self.inode.lease, opened.serial, opened.mode)
+        self.node.leases.granted(self.inode.lease, opened.serial, opened.mode, writing=file.is_written)
         return file
 
     async def recall(self, mode: Mode) -> None:
@@ -158,5 +158,6 @@ class WritingMount:
         await self.recaller.recall(self.node, recall)
         self.owner.holds = False
 
-    async def write(self, file: RemoteFile, offset: int | None, data: bytes, may_ask: bool = True) -> int:
-        return await file.unsent.write(offset, data, False, may_ask)
+    @staticmethod
+    async def write(file: RemoteFile, offset: int | None, data: bytes, **how: bool) -> int:
+        return await file.unsent.write(offset, data, False, **how)
