@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Coroutine
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 import trio
@@ -14,89 +13,25 @@ import trio.testing
 from trio.testing import MockClock
 
 from omfs import wire
-from omfs.kernel.fusenotify import Notifier
 from omfs.mount import lowlevel_abi as abi
-from omfs.mount.lowlevel import Hook, Passed
-from omfs.mount.operations_files import FileOperations
-from omfs.mount.remote import RemoteNode
-from omfs.mount.takenops import install_takers
-from tests.unit.writingmount import NONE, SHARED, Kernel, Owner
+from tests.unit.takenmount import TakenMount
+from tests.unit.writingmount import NONE, SHARED, Owner
 
 FROM_CACHE: Final = abi.WRITE_FROM_CACHE
 
 
-class RecordingHook(Hook):
-    """Keeps the answers, by the number of the request."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers: dict[int, tuple[int, bytes]] = {}
-
-    def answer(self, message: bytes) -> None:
-        _, error, unique = struct.unpack_from("<IiQ", message)
-        assert unique not in self.answers
-        self.answers[unique] = (-error, message[16:])
-
-
-class Mount:
-    """The kernel's requests go in at `ask`; the owner and what is told to the kernel are fakes."""
+class Mount(TakenMount):
+    """Of the fake owner."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.nursery = nursery
         self.owner = Owner()
-        self.node = RemoteNode(cast(Any, self.owner))
-        self.hook = RecordingHook()
-        self.operations = FileOperations(self.hook, {2: self.node})
-        self.kernel = Kernel()
-        self.operations.recaller.attach(cast(Notifier, self.kernel))
-        install_takers(self.hook, self.operations)
-        self.inode = self.operations.inodes.find(self.node, b"handle")
-        self.inode.lookups = 1
-
-    def ask(self, opcode: int, payload: bytes) -> int:
-        """Let the taker have it; what waits goes on in a task.  Returns the request's number."""
-        hook = self.hook
-        hook.unique += 1
-        hook.opcode, hook.node_id, hook.pid = opcode, self.inode.id, os.getpid()
-        taken = hook.takers[opcode](hook, memoryview(bytes(abi.IN_HEADER_BYTES) + payload))
-        assert not isinstance(taken, Passed)
-        if taken is not None:
-            self.nursery.start_soon(_rest, taken)
-        return hook.unique
-
-    async def asked(self, opcode: int, payload: bytes) -> tuple[int, bytes]:
-        unique = self.ask(opcode, payload)
-        await trio.testing.wait_all_tasks_blocked()
-        return self.hook.answers[unique]
-
-    async def open(self, flags: int = os.O_RDWR) -> int:
-        error, body = await self.asked(abi.OPEN, struct.pack("<II", flags, 0))
-        assert not error
-        fh, how, _ = struct.unpack_from("<QIi", body)
-        assert how == abi.FOPEN_DIRECT_IO
-        return int(fh)
-
-    def write(self, fh: int, offset: int, data: bytes, flags: int = 0, write_flags: int = 0) -> int:
-        return self.ask(abi.WRITE, struct.pack("<QQIIQII", fh, offset, len(data), write_flags, 0, flags, 0) + data)
-
-    def answered(self, unique: int) -> bool:
-        return unique in self.hook.answers
-
-    def read(self, fh: int, size_bytes: int, read_flags: int) -> int:
-        return self.ask(abi.READ, struct.pack("<QQIIQII", fh, 0, size_bytes, read_flags, 0, 0, 0))
-
-    async def flush(self, fh: int) -> int:
-        return (await self.asked(abi.FLUSH, struct.pack("<QIIQ", fh, 0, 0, 0)))[0]
+        super().__init__(nursery, self.owner)
 
     async def recall(self, mode: wire.Mode) -> None:
         recall = self.owner.recall(mode)
         self.operations.recaller.seen(self.node, recall)
         await self.operations.recaller.recall(self.node, recall)
         self.owner.holds = False
-
-
-async def _rest(taken: Coroutine[Any, Any, None]) -> None:
-    await taken
 
 
 @pytest.fixture
