@@ -75,8 +75,8 @@ class HeldLeases:
     def granted(self, lease: Lease, serial: int, mode: Mode, *, writing: bool = False) -> bool:
         """Whether what was told of the object with this answer may be cached; if so, it must be told now.
 
-        *writing*: to a file that is open for it; only that makes a lease EXCLUSIVE.  The owner says so with every answer,
-        and one that is late may come when the file has been closed.
+        *writing*: to a file that is open for it; only that makes a lease EXCLUSIVE.  The owner says so with every
+        answer, and one that is late may come when the file has been closed.
         """
         if not serial:
             return False

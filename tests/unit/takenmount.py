@@ -1,4 +1,4 @@
-"""A mount as the kernel sees it, without a kernel: requests go in as bytes, answers and questions to an owner come out."""
+"""A mount as the kernel sees it, without a kernel: requests go in, answers and questions to an owner come out."""
 
 from __future__ import annotations
 
