@@ -32,10 +32,11 @@ class Lease:
     """One object as this node holds it.
 
     *data*: pages may stay cached under the lease.  *names*: what the kernel was told of the names of a directory.
-    *recalls*: under way.  *told*: the kernel may have cached something of it since the last pass began.
+    *recalls*: under way.  *writer*: the open file that it was made EXCLUSIVE for.
+    *told*: the kernel may have cached something of it since the last pass began.
     """
 
-    __slots__ = ("data", "mode", "names", "recalls", "serial", "tellings", "tellings_passed", "void")
+    __slots__ = ("data", "mode", "names", "recalls", "serial", "tellings", "tellings_passed", "void", "writer")
 
     def __init__(self, void: int = 0) -> None:
         self.mode = Mode.NONE
@@ -46,6 +47,7 @@ class Lease:
         self.tellings_passed = 0  # so often before the last pass began
         self.recalls = 0
         self.names: set[bytes] | None = None
+        self.writer: object = None
 
     @property
     def told(self) -> bool:
@@ -87,7 +89,7 @@ class Holder:
         """The answer with *serial* grants *mode*: what of it may be used.  The kernel is going to be told."""
         if not serial or mode is Mode.NONE or not self.valid or lease.recalls or serial <= lease.void:
             return Mode.NONE
-        if serial > lease.serial:
+        if serial >= lease.serial:  # the same: more of the same answer
             lease.serial = serial
             lease.mode = mode
         lease.told = True
@@ -103,9 +105,11 @@ class Holder:
         return True
 
     @staticmethod
-    def stopped_writing(lease: Lease) -> None:
-        """The file was closed: the owner leaves SHARED of an EXCLUSIVE lease then."""
-        lease.mode = min(lease.mode, Mode.SHARED)
+    def stopped_writing(lease: Lease, writer: object) -> None:
+        """The file was closed: the owner leaves SHARED of the EXCLUSIVE lease that it had."""
+        if lease.writer is writer:
+            lease.writer = None
+            lease.mode = min(lease.mode, Mode.SHARED)
 
     # ------------------------------------------------------------ recalls
 

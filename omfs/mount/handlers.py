@@ -119,8 +119,7 @@ class Foundation(pyfuse3.Operations):
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
         told, inode = self._told(parent, name, found)
-        is_open = isinstance(found, wire.FileCreated)
-        parent.owner.leases.granted(inode.lease, found.serial, found.mode, writing=is_open)
+        parent.owner.leases.granted(inode.lease, found.serial, found.mode)
         return told
 
     def _told(

@@ -72,18 +72,21 @@ class HeldLeases:
             return msgspec.structs.replace(reply, serial=0)
         return reply
 
-    def granted(self, lease: Lease, serial: int, mode: Mode, *, writing: bool = False) -> bool:
+    def granted(self, lease: Lease, serial: int, mode: Mode, *, writer: object = None) -> bool:
         """Whether what was told of the object with this answer may be cached; if so, it must be told now.
 
-        *writing*: to a file that is open for it; only that makes a lease EXCLUSIVE.  The owner says so with every
-        answer, and one that is late may come when the file has been closed.
+        *writer*: the file that was opened for writing; only that makes a lease EXCLUSIVE, and for itself.  The owner
+        says so with every answer, and one that is late may come when the file has been closed.
         """
         if not serial:
             return False
         self.look_at_term()
-        if not writing and lease.mode is not Mode.EXCLUSIVE:
+        if writer is None and lease.mode is not Mode.EXCLUSIVE:
             mode = min(mode, Mode.SHARED)
-        return self.holder.granted(lease, serial, mode) is not Mode.NONE
+        held = self.holder.granted(lease, serial, mode)
+        if writer is not None and held is Mode.EXCLUSIVE:
+            lease.writer = writer
+        return held is not Mode.NONE
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:
         """The same of a name, or of its absence."""

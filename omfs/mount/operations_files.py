@@ -60,7 +60,7 @@ class FileOperations(NameOperations):
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             async with self.changing(inode, data=True):
                 file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
-                node.leases.granted(inode.lease, opened.serial, opened.mode, writing=file.is_written)
+                node.leases.granted(inode.lease, opened.serial, opened.mode, writer=file if file.is_written else None)
         else:
             file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
         fh = self.number(file, inode)
@@ -99,7 +99,10 @@ class FileOperations(NameOperations):
             existing.broken()
             await self._end_cached_data(existing)
         told = self.made(parent, name, created)
-        return told, self.number(file, self.inodes.get(told.number))
+        inode = self.inodes.get(told.number)
+        if file.is_written:
+            parent.owner.leases.granted(inode.lease, created.serial, created.mode, writer=file)
+        return told, self.number(file, inode)
 
     @contextlib.asynccontextmanager
     async def changing(self, inode: Inode[RemoteNode], data: bool) -> AsyncIterator[None]:

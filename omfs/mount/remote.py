@@ -367,6 +367,7 @@ class RemoteNode:
         """False if it is to be tried again."""
         try:
             if file.is_lost:
+                await self.drain(file.handle)  # the file that is EXCLUSIVE is opened again first
                 await file.recover(file.open_id)
         except _UNDELIVERED:
             return False

@@ -170,7 +170,7 @@ class RemoteFile:
         asked_in = self.node.leases.round
         granted = await self._call(lambda: wire.AskLease(self.open_id), wire.LeaseGranted)
         granted = self.node.leases.counts(asked_in, granted)
-        self.node.leases.granted(inode.lease, granted.serial, granted.mode, writing=True)
+        self.node.leases.granted(inode.lease, granted.serial, granted.mode, writer=self)
         return inode.lease.is_exclusive
 
     async def sync(self, data_only: bool) -> None:
@@ -252,7 +252,7 @@ class RemoteFile:
         if self.is_cached and self.inode is not None:
             self.inode.wake()
         if self.is_written and self.inode is not None:
-            Holder.stopped_writing(self.inode.lease)
+            Holder.stopped_writing(self.inode.lease, self)
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
             return

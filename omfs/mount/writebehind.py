@@ -136,8 +136,12 @@ class Unsent:
         """Whether a write may be answered now, before the owner has it."""
         inode = self._file.inode
         return (
-            inode is not None and inode.lease.is_exclusive and inode.owner.leases.round != 0 and self._all.is_running
-        )  # fmt: skip
+            inode is not None
+            and inode.lease.is_exclusive
+            and inode.lease.writer is self._file  # else another open has it, and what both send would be in no order
+            and inode.owner.leases.round != 0
+            and self._all.is_running
+        )
 
     def has_room(self, size_bytes: int) -> bool:
         return (

@@ -179,10 +179,13 @@ def test_with_a_new_session_serials_begin_anew(holder: Holder) -> None:
 
 
 def test_a_file_that_is_closed_is_not_exclusive(holder: Holder) -> None:
-    lease = Lease()
-    holder.granted(lease, 2, Mode.EXCLUSIVE)
-    assert lease.is_exclusive
-    holder.stopped_writing(lease)
+    lease, writer = Lease(), object()
+    holder.granted(lease, 2, Mode.SHARED)
+    holder.granted(lease, 2, Mode.EXCLUSIVE)  # more of the same answer
+    lease.writer = writer
+    holder.stopped_writing(lease, object())
+    assert lease.is_exclusive, "another file was closed"
+    holder.stopped_writing(lease, writer)
     assert (lease.mode, lease.is_exclusive, lease.is_held) == (Mode.SHARED, False, True)
 
 

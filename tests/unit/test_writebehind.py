@@ -378,6 +378,20 @@ async def test_a_file_that_is_closed_is_not_held_exclusive(mount: WritingMount, 
     assert mount.owner.writes == [(0, 4, False)]
 
 
+async def test_only_the_file_that_it_was_granted_for_writes_behind(
+    mount: WritingMount, autojump_clock: MockClock
+) -> None:
+    """After a restart another one may not be open at the owner yet, and the two know nothing of each other's order."""
+    other = await mount.open()
+    file = await mount.open()
+    assert (other.unsent.is_allowed, file.unsent.is_allowed) == (False, True)
+    await mount.write(file, 0, b"one")
+    await mount.write(other, 0, b"two")
+    assert mount.owner.writes == [(0, 3, True), (0, 3, False)]
+    await other.close()
+    assert file.unsent.is_allowed
+
+
 async def test_a_recall_of_everything_takes_the_writes_out(mount: WritingMount, autojump_clock: MockClock) -> None:
     file = await mount.open()
     await mount.write(file, 0, b"data")

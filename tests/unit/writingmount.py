@@ -149,7 +149,7 @@ class WritingMount:
     async def open(self, flags: int = os.O_WRONLY) -> RemoteFile:
         file, opened = await open_file(self.node, b"handle", flags, USER)
         file.inode = self.inode
-        self.node.leases.granted(self.inode.lease, opened.serial, opened.mode, writing=file.is_written)
+        self.node.leases.granted(self.inode.lease, opened.serial, opened.mode, writer=file if file.is_written else None)
         return file
 
     async def recall(self, mode: Mode) -> None:
