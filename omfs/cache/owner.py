@@ -8,7 +8,8 @@ answered.  While a ticket is open nothing is granted on what it changes.  A repl
     ----------------------------+---------------------------------------------------------------
     begin                       | recalls to send; the ticket is ready when all are answered
     returned, ended, lapsed     | leases end, recalls are answered: tickets become ready
-    grant                       | SHARED unless another is EXCLUSIVE, the object is being changed, or it is contended
+    grant                       | SHARED unless another is EXCLUSIVE, the object is being changed, or it is contended;
+                                | EXCLUSIVE where nobody else holds or waits for anything of it
     refuse_stuck                | where tickets wait for each other in a circle, one is refused
 
 A circle: forgetting a name waits in that node's kernel for the lock of the directory, which its own unlink, create or
@@ -16,6 +17,9 @@ rename keeps until we answer; and that one waits for others who must forget name
 (mount/recall.py), but where one does not in time, `refuse_stuck` takes a call out of the circle: it is answered with
 ESTALE, the VFS lets the lock go and makes the call again, once, and for CONTENDED_S nothing is granted on its
 directories.
+
+While holders that nobody knows may have leases (`in_grace`), whoever needs anything waits.  (Who looks at a directory
+needs nothing of it: it is never EXCLUSIVE.)  What those holders have to write goes first (*despite_grace*).
 
 A serial counts the grants and recalls of each session; a recall voids all grants up to its own.  Keys and handles
 are bytes.  Pure: (event, now) -> state and effects; no I/O, no clock.  Times in seconds of any clock that
@@ -29,6 +33,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
+from omfs.cache.circles import circle_through
 from omfs.cache.rules import DEMANDS, Demand, Use, may_hold
 from omfs.wiretypes import Mode
 
@@ -84,11 +89,12 @@ class Held:
 class Ticket:
     """A request that could not be executed at once."""
 
-    __slots__ = ("begun_s", "handles", "needs", "refused", "session", "waits_for")
+    __slots__ = ("begun_s", "despite_grace", "handles", "needs", "refused", "session", "waits_for")
 
-    def __init__(self, session: SessionKey, needs: tuple[Need, ...], begun_s: float) -> None:
+    def __init__(self, session: SessionKey, needs: tuple[Need, ...], begun_s: float, despite_grace: bool) -> None:
         self.session = session
         self.begun_s = begun_s
+        self.despite_grace = despite_grace
         self.needs = needs
         self.handles = frozenset(need.handle for need in needs)
         self.waits_for: dict[Recall, None] = {}  # in order: the same events have the same effects
@@ -100,14 +106,15 @@ class Ticket:
 
 
 class Leased:
-    """One object of which something is held, or that is being changed."""
+    """One object of which something is held, or that somebody waits for."""
 
-    __slots__ = ("changing", "contended_until_s", "held", "is_directory", "recalls")
+    __slots__ = ("changing", "contended_until_s", "held", "is_directory", "recalls", "waiting")
 
     def __init__(self) -> None:
         self.held: dict[SessionKey, Held] = {}
         self.recalls: list[Recall] = []  # sent and not answered
-        self.changing = 0  # open tickets that change it
+        self.waiting = 0  # needs of open tickets,
+        self.changing = 0  # and those of them that change it
         self.contended_until_s = 0.0
         self.is_directory = False  # as far as anybody changed it as one
 
@@ -124,10 +131,16 @@ class Holder:
 
 
 class Owner:
-    """All leases of one node's objects.  *changes*: for the table, to be taken away by the caller."""
+    """All leases of one node's objects.
+
+    *changes*: for the table, to be taken away by the caller.  *exclusive*: the objects that are held so, and by whom;
+    *shared_again*: those that are no longer, to be taken away too.
+    """
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
+        self.exclusive: dict[Handle, SessionKey] = {}
+        self.shared_again: list[Handle] = []
         self._objects: dict[Handle, Leased] = {}
         self._holders: dict[SessionKey, Holder] = {}
         self._waiting: list[Ticket] = []
@@ -175,26 +188,28 @@ class Owner:
 
     # ------------------------------------------------------------ requests
 
-    def is_free(self, session: SessionKey, needs: Iterable[Need]) -> bool:
+    def is_free(self, session: SessionKey, needs: Iterable[Need], despite_grace: bool = False) -> bool:
         """Whether a request may be executed now, without a ticket, if it is over before the next event."""
         for handle, use, _, everybody in needs:
+            if self.in_grace and not despite_grace:
+                return False
             leased = self._objects.get(handle)
             if leased is not None:
                 for other, held in leased.held.items():
                     if (other != session or everybody) and DEMANDS[use, held.mode]:
                         return False
-            if self.in_grace and use is not Use.LOOK:
-                return False
         return True
 
-    def begin(self, session: SessionKey, needs: tuple[Need, ...], now_s: float) -> tuple[Ticket, list[Recall]]:
+    def begin(
+        self, session: SessionKey, needs: tuple[Need, ...], now_s: float, despite_grace: bool = False
+    ) -> tuple[Ticket, list[Recall]]:
         """A ticket for the request, and the recalls to send.  To be ended, also when it is refused (`ready` tells)."""
-        ticket = Ticket(session, needs, now_s)
+        ticket = Ticket(session, needs, now_s, despite_grace)
         for need in needs:
-            if need.use is not Use.LOOK:
-                changed = self._leased(need.handle)
-                changed.changing += 1
-                changed.is_directory |= need.use in OF_DIRECTORIES
+            wanted = self._leased(need.handle)
+            wanted.waiting += 1
+            wanted.changing += need.use is not Use.LOOK
+            wanted.is_directory |= need.use in OF_DIRECTORIES
         self._waiting.append(ticket)
         recalls: list[Recall] = []
         for handle in dict.fromkeys(need.handle for need in needs):
@@ -217,16 +232,18 @@ class Owner:
         """The request was executed, or given up."""
         self._waiting.remove(ticket)
         for need in ticket.needs:
-            if need.use is not Use.LOOK:
-                leased = self._objects[need.handle]
-                leased.changing -= 1
-                self._tidy(need.handle, leased)
+            leased = self._objects[need.handle]
+            leased.waiting -= 1
+            leased.changing -= need.use is not Use.LOOK
+            self._tidy(need.handle, leased)
 
     def ready(self) -> list[Ticket]:
         """Open tickets that need not wait any more: ready to be executed, or refused."""
-        if self.in_grace:
-            return [ticket for ticket in self._waiting if ticket.refused]
-        return [ticket for ticket in self._waiting if ticket.is_ready or ticket.refused]
+        return [
+            ticket
+            for ticket in self._waiting
+            if ticket.refused or (ticket.is_ready and (ticket.despite_grace or not self.in_grace))
+        ]
 
     @staticmethod
     def _demand(need: Need, held: Held, is_contended: bool) -> Demand:
@@ -286,23 +303,7 @@ class Owner:
             self._refused_s[ticket.session, handle] = now_s
 
     def _circle(self, ticket: Ticket) -> list[Ticket]:
-        """Tickets that wait for each other, beginning with this one; empty if there are none."""
-        before: dict[Ticket, Ticket | None] = {ticket: None}
-        ways = [ticket]
-        while ways:
-            last = ways.pop()
-            for other in self._blocked_by(last):
-                if other is ticket:
-                    circle: list[Ticket] = []
-                    step: Ticket | None = last
-                    while step is not None:
-                        circle.append(step)
-                        step = before[step]
-                    return circle[::-1]
-                if other not in before:
-                    before[other] = last
-                    ways.append(other)
-        return []
+        return circle_through(ticket, self._blocked_by)
 
     def _blocked_by(self, ticket: Ticket) -> Iterator[Ticket]:
         """Those whose nodes keep the directory locked of which they must forget something for this one."""
@@ -324,12 +325,31 @@ class Owner:
     def grant(
         self, session: SessionKey, handles: Iterable[Handle], now_s: float, mode: Mode = Mode.SHARED
     ) -> tuple[int, list[Mode]]:
-        """What the session may hold of each from now on, by the reply that is being made, and its serial."""
+        """What the session may hold of each from now on, by the reply that is being made, and its serial.
+
+        *mode* is that of the first; of the others it is SHARED.
+        """
         holder = self._holders.get(session)
         if holder is None:
             holder = self._holders[session] = Holder()
         serial = holder.serial = holder.serial + 1
-        return serial, [self._grant(session, holder, handle, serial, mode, now_s) for handle in handles]
+        modes = []
+        for handle in handles:
+            modes.append(self._grant(session, holder, handle, serial, mode, now_s))
+            mode = Mode.SHARED
+        return serial, modes
+
+    def may_be_exclusive(self, session: SessionKey, handle: Handle, now_s: float) -> bool:
+        """Whether `grant` would give EXCLUSIVE now.  Who only looks must not wait in vain either."""
+        if self.in_grace:
+            return False
+        leased = self._objects.get(handle)
+        return leased is None or not (
+            leased.waiting
+            or now_s < leased.contended_until_s
+            or any(key != session for key in leased.held)
+            or self._is_recalled(leased, session)
+        )
 
     def _grant(
         self, session: SessionKey, holder: Holder, handle: Handle, serial: int, mode: Mode, now_s: float
@@ -343,7 +363,12 @@ class Owner:
             return Mode.NONE
         if held is not None and held.mode > mode:
             mode = held.mode  # it does not lose by asking for less
-        if not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
+        if mode is Mode.EXCLUSIVE:
+            if not self.may_be_exclusive(session, handle, now_s):
+                self._tidy(handle, leased)
+                return Mode.NONE
+            self.exclusive[handle] = session
+        elif not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
             return Mode.NONE
         if held is None:
             leased.held[session] = Held(mode, serial)
@@ -375,11 +400,15 @@ class Owner:
             if recall.mode is Mode.NONE:
                 self._drop(session, holder, recall.handle, leased)
             else:
-                held.mode = recall.mode
-                self.changes.append(Change(session, recall.handle, held.mode, held.serial))
+                self._share(session, recall.handle, held)
         for ticket in self._waiting:
             ticket.waits_for.pop(recall, None)
         self._tidy(recall.handle, leased)
+
+    def share(self, session: SessionKey, handle: Handle) -> None:
+        """The session has nothing to write there any more: of an EXCLUSIVE lease it keeps SHARED."""
+        if self.exclusive.get(handle) == session:
+            self._share(session, handle, self._objects[handle].held[session])
 
     def returned_all(self, session: SessionKey, serial: int) -> None:
         """The session caches nothing any more of what was granted up to *serial*."""
@@ -437,6 +466,8 @@ class Owner:
             holder.serial = max(holder.serial, serial)
             holder.handles.add(handle)
             self._leased(handle).held[session] = Held(mode, serial)
+            if mode is Mode.EXCLUSIVE:
+                self.exclusive[handle] = session
 
     # ------------------------------------------------------------ bookkeeping
 
@@ -446,11 +477,21 @@ class Owner:
             leased = self._objects[handle] = Leased()
         return leased
 
+    def _share(self, session: SessionKey, handle: Handle, held: Held) -> None:
+        held.mode = Mode.SHARED
+        self._not_exclusive(handle)
+        self.changes.append(Change(session, handle, held.mode, held.serial))
+
+    def _not_exclusive(self, handle: Handle) -> None:
+        del self.exclusive[handle]
+        self.shared_again.append(handle)
+
     def _drop(self, session: SessionKey, holder: Holder, handle: Handle, leased: Leased) -> None:
-        del leased.held[session]
+        if leased.held.pop(session).mode is Mode.EXCLUSIVE:
+            self._not_exclusive(handle)
         holder.handles.discard(handle)
         self.changes.append(Change(session, handle, Mode.NONE, 0))
 
     def _tidy(self, handle: Handle, leased: Leased) -> None:
-        if not leased.held and not leased.changing and not leased.recalls and not leased.contended_until_s:
+        if not leased.held and not leased.waiting and not leased.recalls and not leased.contended_until_s:
             self._objects.pop(handle, None)

@@ -216,6 +216,14 @@ def _close_each(fds: list[int]) -> None:
         os.close(fd)
 
 
+def writable_of(files: SessionFiles, request: wire.SetAttributes) -> Opened | None:
+    """The caller's own open file, if it may write: then the mode does not matter for a truncation (ftruncate(2))."""
+    if request.open_id is None:
+        return None
+    opened = files.get(request.open_id)
+    return opened if opened.is_writable and opened.place.handle == request.handle else None
+
+
 # ---------------------------------------------------------------- opening
 
 
@@ -262,6 +270,17 @@ def open_file(disk: Disk, files: SessionFiles, request: wire.OpenFile) -> wire.F
             raise
         fd = _reclaim_for_owner(disk, files, place, how, identity, request.flags)
     return wire.FileOpened(files.add(Opened(fd, flags, place, identity)))
+
+
+def adopt_file(disk: Disk, files: SessionFiles, request: wire.OpenFile, fd: int) -> wire.FileOpened:
+    """A reclaimed OpenFile whose descriptor was kept over the restart; closed where that fails."""
+    try:
+        place = disk.locate(request.handle)
+        opened = Opened(fd, checked_flags(place, request.flags), place, place.tree.identity_of(request.caller))
+    except BaseException:
+        os.close(fd)
+        raise
+    return wire.FileOpened(files.add(opened))
 
 
 def who_opens_to_execute(fd: int, identity: Identity) -> Identity:

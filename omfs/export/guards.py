@@ -1,8 +1,9 @@
 """What this node's own programs do, and what that means for leases: localchanges.py joined to leasing.py.
 
 A file whose data are cached elsewhere is guarded by a kernel lease: a native program that opens it for writing waits
-until everybody has given it back.  Other native changes are recalled as they are told.  Every file system that is used
-is watched from the moment it is found; what can't be watched is not leased.  Where the table of mounts changes, other
+until everybody has given it back.  One that somebody holds EXCLUSIVE is guarded against all who open it; that guard
+lives as long as the lease.  Other native changes are recalled as they are told.  Every file system that is used is
+watched from the moment it is found; what can't be watched is not leased.  Where the table of mounts changes, other
 objects may have the names that are cached: everything is recalled.
 
 Trio thread only.  Called by underleases.py; built by daemon.py, which runs `run`.
@@ -51,20 +52,36 @@ class Guards:
         self._leasing = leasing
         self._changes: LocalChanges | None = None
         self._guarded: set[bytes] = set()  # keys of localchanges.py
-        self._to_give_way: list[bytes] = []  # keys that were told before `run`
+        self._exclusive: dict[bytes, bytes] = {}  # keys by handle,
+        self._exclusive_keys: set[bytes] = set()  # and alone
+        self._to_give_way: list[tuple[bytes, Use]] = []  # keys that were told before `run`
         self._nursery: trio.Nursery | None = None
         self._generation = disk.mounts.generation
+        leasing.on_shared_again = self.shared_again
 
     # ------------------------------------------------------------ guards
 
     @property
     def any(self) -> bool:
-        return bool(self._guarded)
+        return bool(self._guarded or self._exclusive)
 
-    def cached_as(self, handle: bytes) -> list[bytes]:
-        """The handles under which the data of this file may be cached somewhere, if so."""
+    def in_the_way(self, handle: bytes, use: Use) -> tuple[Need, ...]:
+        """What else is needed to open this file, to LOOK or to CHANGE it: nobody may rely on a guard that would block
+
+        our own open, under whatever handle, not even who opens it.
+        """
         key = self._key(handle)
-        return self._leasing.handles_of(key) if key in self._guarded and key is not None else []
+        if key is None:
+            return ()
+        if key in self._guarded and use is not Use.LOOK:
+            return self._everybody(key, Use.CHANGE, handle)
+        if key in self._exclusive_keys:
+            return self._everybody(key, Use.LOOK, handle)
+        return ()
+
+    def _everybody(self, key: bytes, use: Use, *handles: bytes) -> tuple[Need, ...]:
+        known = dict.fromkeys((*handles, *self._leasing.handles_of(key)))
+        return tuple(Need(handle, use, everybody=True) for handle in known)
 
     def put(self, place: Place, fd: int) -> bool:
         """Whether the data of the file, open as *fd*, may be cached from now on.  What was read before may be old.
@@ -81,12 +98,49 @@ class Guards:
         self._changes.drain()  # nobody writes from now on; attributes of before are recalled, the size above all
         return True
 
-    def remove(self, handle: bytes) -> None:
-        """It is opened for writing: nobody caches the data any more, under whatever handle."""
-        key = self._key(handle)
-        if self._changes is not None and key is not None and key in self._guarded:
-            self._guarded.discard(key)
+    def put_exclusive(self, place: Place, fd: int) -> bool:
+        """Whether the file, open for writing as *fd*, can be held EXCLUSIVE: nobody else has it open.
+
+        To be called just before that is granted; `shared_again` where it was not.
+        """
+        key = self._key(place.handle)
+        if self._changes is None or key is None or not place.is_regular:
+            return False
+        if not self._changes.guard_exclusive(key, fd):
+            return False
+        self._note_exclusive(place.handle, key)
+        self._changes.drain()  # as above
+        return True
+
+    def _note_exclusive(self, handle: bytes, key: bytes) -> None:
+        self._exclusive[handle] = key
+        self._exclusive_keys.add(key)
+
+    def shared_again(self, handle: bytes) -> None:
+        """For Leasing: nobody holds it EXCLUSIVE any more."""
+        key = self._exclusive.pop(handle, None)
+        if self._changes is not None and key is not None:
+            self._exclusive_keys.discard(key)
             self._changes.unguard(key)
+
+    def claim(self, handle: bytes, flags: int) -> int:
+        """The descriptor of before a restart, for who held the file EXCLUSIVE and opens it again; -1: there is none."""
+        key = self._key(handle)
+        if self._changes is None or key is None:
+            return -1
+        fd = self._changes.claim(key, flags)
+        if fd >= 0:
+            self._note_exclusive(handle, key)
+        return fd
+
+    def make_way(self, needs: tuple[Need, ...]) -> None:
+        """It is opened, and nobody caches the data any more: what was `in_the_way` is gone."""
+        for need in needs:
+            if need.everybody:
+                key = self._key(need.handle)
+                if self._changes is not None and key is not None and key in self._guarded:
+                    self._guarded.discard(key)
+                    self._changes.unguard(key)
 
     def _key(self, handle: bytes) -> bytes | None:
         """None where the mount is not watched."""
@@ -107,20 +161,18 @@ class Guards:
                 leasing.changed_here(handle, tuple(change.names) if len(change.names) <= NAMES_MAX else None)
             elif change.kind is ChangeKind.ATTRIBUTES:
                 leasing.changed_here(handle, () if is_directory(handle) else None)
-        if change.kind in (ChangeKind.DATA, ChangeKind.EVICTED):
+        if change.kind in (ChangeKind.DATA, ChangeKind.READ, ChangeKind.EVICTED):
+            use = Use.LOOK if change.kind is ChangeKind.READ else Use.CHANGE
             if self._nursery is None:
-                self._to_give_way.append(change.key)
+                self._to_give_way.append((change.key, use))
             else:
-                self._nursery.start_soon(self._give_way, change.key)
+                self._nursery.start_soon(self._give_way, change.key, use)
 
-    async def _give_way(self, key: bytes) -> None:
+    async def _give_way(self, key: bytes, use: Use) -> None:
         """Recall the file from everybody; then whoever waits in open(2) may go on."""
-        handles = self._leasing.handles_of(key)
-        needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
-        async with self._leasing.recalled(_NOBODY, needs):
-            self._guarded.discard(key)
-            if self._changes is not None:
-                self._changes.unguard(key)
+        async with self._leasing.recalled(_NOBODY, self._everybody(key, use)):
+            if self._changes is not None and self._changes.give_way(key):
+                self._guarded.discard(key)
 
     # ------------------------------------------------------------ mounts
 
@@ -170,8 +222,8 @@ class Guards:
         assert self._changes is not None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for key in self._to_give_way:
-                nursery.start_soon(self._give_way, key)
+            for key, use in self._to_give_way:
+                nursery.start_soon(self._give_way, key, use)
             nursery.start_soon(self._changes.run)
             while True:
                 await trio.sleep(MOUNTS_CHECK_S)

@@ -30,6 +30,7 @@ KERNEL_HANDLE_MAX_BYTES: Final = 128
 
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<B4s8sBi")
+_REGULAR: Final = bytes([stat.S_IFREG >> 12])
 HANDLE_MIN_BYTES: Final = _HEAD.size + 1 + MAC_BYTES
 HANDLE_MAX_BYTES: Final = _HEAD.size + KERNEL_HANDLE_MAX_BYTES + MAC_BYTES
 
@@ -82,6 +83,11 @@ def mount_of(handle: bytes) -> bytes:
 def is_directory(handle: bytes) -> bool:
     """Whether a handle that this node sealed is a directory's."""
     return handle[_HEAD.size - 5] == stat.S_IFDIR >> 12
+
+
+def is_regular(handle: bytes) -> bool:
+    """Whether a handle that this node sealed is a regular file's; of others, whatever they are, something."""
+    return handle[_HEAD.size - 5 : _HEAD.size - 4] == _REGULAR
 
 
 def prepared_of(handle: bytes) -> bytes:

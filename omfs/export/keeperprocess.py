@@ -9,12 +9,13 @@ library and stays small.  It ends when told (END), or when no omfs-export was co
 leases.
 
 Protocol: SOCK_SEQPACKET, one message per packet: its kind, then keys, each behind its length; descriptors as
-SCM_RIGHTS, one per key and in their order.  Nothing is acknowledged: what is in the socket's queue is safe from the
-sender's death.
+SCM_RIGHTS, one per key and in their order.  Nothing but RECOVER and CLOSE is answered: what is in the socket's queue is
+safe from the sender's death.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -26,6 +27,7 @@ from typing import Final
 
 HOLD: Final = b"H"  # keys with their descriptors; a key that is known gets the new one
 DROP: Final = b"D"  # keys
+CLOSE: Final = b"C"  # one key; answered with CLOSE when its descriptor is closed
 WATCH: Final = b"W"  # no key, one descriptor: the fanotify group
 RECOVER: Final = b"R"  # answered with HOLD and WATCH of everything, then END
 END: Final = b"E"
@@ -109,6 +111,11 @@ class Keeper:
         elif kind == DROP:
             for key in unpack_keys(packet):
                 self._forget(key)
+        elif kind == CLOSE:
+            for key in unpack_keys(packet):
+                self._forget(key)
+            with contextlib.suppress(OSError):  # it died
+                connection.send(CLOSE)
         elif kind == WATCH:
             if self._group >= 0:
                 os.close(self._group)

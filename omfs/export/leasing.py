@@ -29,10 +29,11 @@ import trio
 
 from omfs import wire
 from omfs.cache.latency import BOUNDS_S, Latency
-from omfs.cache.owner import Change, Need, Owner, Recall, Ticket
+from omfs.cache.owner import STUCK_S, Change, Need, Owner, Recall, Ticket
+from omfs.cache.rules import Use
 from omfs.cache.table import DIRECTORY, LeaseTable, read_boot_id
 from omfs.errors import ConfigError
-from omfs.export.handles import mount_of, prepared_of
+from omfs.export.handles import is_regular, mount_of, prepared_of
 from omfs.wiretypes import Mode
 
 TEND_INTERVAL_S: Final = 0.25
@@ -51,6 +52,10 @@ def open_table(state_dir: Path) -> LeaseTable:
         return LeaseTable.open(path, read_boot_id())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; the lease table is kept there") from None
+
+
+def _do_nothing(_: bytes) -> None:
+    pass
 
 
 class Asked(Protocol):
@@ -73,6 +78,7 @@ class Leasing:
     def __init__(self, table: LeaseTable, term_s: float, end_session: Callable[[bytes, str], None]) -> None:
         self.owner = Owner()
         self.watched: dict[bytes, bytes] = {}
+        self.on_shared_again: Callable[[bytes], None] = _do_nothing  # set by guards.py: an EXCLUSIVE lease has ended
         self.grants = self.recalls = self.refusals = 0
         self.latency = Latency()  # of recalls, from sending to the answer
         self._table = table
@@ -81,6 +87,7 @@ class Leasing:
         self._sessions: dict[bytes, Asked] = {}
         self._keys: dict[bytes, set[bytes]] = {}  # leased handles by the keys of localchanges.py
         self._waiting: dict[Ticket, trio.Event] = {}
+        self._look_ups: set[Ticket] = set()  # among them
         self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
         self._nothing_held = trio.Event()
         self._begun_s = trio.current_time()
@@ -168,14 +175,40 @@ class Leasing:
         """Whether anybody but this session holds anything: else nobody has to be asked, whatever is changed."""
         return self.owner.in_grace or self.owner.held_by_others(key)
 
+    def may_write_behind(self, key: bytes, handle: bytes) -> bool:
+        """Whether the session holds this EXCLUSIVE, as far as anybody knows who else might.
+
+        In a grace that may not be written, but nobody else writes then, and its holder knows until when it may.
+        """
+        if self.owner.exclusive.get(handle) == key:
+            return True
+        return key in self._uncertain or trio.current_time() < self._strangers_until_s
+
+    def is_returning(self, key: bytes) -> bool:
+        """Whether the holder has leases of before a restart, and must drop its caches first of all."""
+        return key in self._ghosts
+
+    def newer_elsewhere(self, key: bytes, handles: Iterable[bytes]) -> tuple[Need, ...]:
+        """What is needed to look at these objects: another session may have newer data of them than the disk."""
+        owner = self.owner
+        if owner.in_grace:
+            return tuple(Need(handle, Use.LOOK) for handle in handles if is_regular(handle))
+        return tuple(Need(handle, Use.LOOK) for handle in handles if owner.exclusive.get(handle, key) != key)
+
     @asynccontextmanager
-    async def recalled(self, key: bytes, needs: tuple[Need, ...]) -> AsyncIterator[None]:
+    async def recalled(
+        self, key: bytes, needs: tuple[Need, ...], despite_grace: bool = False, is_look_up: bool = False
+    ) -> AsyncIterator[None]:
         """Inside, nobody else holds what is in the way of these, and nothing is granted on what is changed.
 
         OSError ESTALE where waiting could never end (see owner.py): the caller's kernel makes the call again.
+        *is_look_up*: it keeps the directory locked meanwhile, so its node can't drop its caches, for which others may
+        wait with locked directories of their own.
         """
-        ticket, recalls = self.owner.begin(key, needs, trio.current_time())
+        ticket, recalls = self.owner.begin(key, needs, trio.current_time(), despite_grace)
         done = self._waiting[ticket] = trio.Event()
+        if is_look_up:
+            self._look_ups.add(ticket)
         try:
             self._send(recalls)
             self._wake()
@@ -186,18 +219,37 @@ class Leasing:
             yield
         finally:
             del self._waiting[ticket]
+            self._look_ups.discard(ticket)
             self.owner.end(ticket)
 
-    def grant(self, key: bytes, handles: Sequence[bytes]) -> tuple[int, list[Mode]]:
-        """What this session may cache of each from the reply on that is being made; its serial, 0 for nothing."""
+    def may_be_exclusive(self, key: bytes, handle: bytes) -> bool:
+        """Whether the session would be granted this EXCLUSIVE; it is known that its mount is watched."""
+        owner = self.owner
+        if key not in self._sessions or owner.held_by(key) >= LEASES_PER_SESSION_MAX:
+            return False
+        return owner.may_be_exclusive(key, handle, trio.current_time())
+
+    def share(self, key: bytes, handle: bytes) -> None:
+        """The session closed the file: what it held EXCLUSIVE is SHARED again."""
+        if self.owner.exclusive.get(handle) == key:
+            self.owner.share(key, handle)
+            self._settle()
+
+    def grant(self, key: bytes, handles: Sequence[bytes], mode: Mode = Mode.SHARED) -> tuple[int, list[Mode]]:
+        """What this session may cache of each from the reply on that is being made; its serial, 0 for nothing.
+
+        *mode*: of the first, as in cache/owner.py.
+        """
         owner = self.owner
         watched = self.watched
         leasable = [handle for handle in handles if mount_of(handle) in watched]
         if key not in self._sessions:  # it ended while the request was executed: nobody would give this back
             leasable = []
+        if mode is not Mode.SHARED and leasable[:1] != list(handles[:1]):
+            mode = Mode.SHARED
         if not leasable or owner.held_by(key) >= LEASES_PER_SESSION_MAX:
             return 0, [Mode.NONE] * len(handles)
-        serial, modes = owner.grant(key, leasable, trio.current_time())
+        serial, modes = owner.grant(key, leasable, trio.current_time(), mode)
         if owner.changes:
             self.grants += len(owner.changes)
             self._note_changes()
@@ -322,6 +374,9 @@ class Leasing:
         for _, handle, mode, _ in changes:
             if mode is not Mode.NONE or not self.owner.is_held(handle):
                 self._index(handle, mode is not Mode.NONE)
+        shared_again, self.owner.shared_again = self.owner.shared_again, []
+        for handle in shared_again:
+            self.on_shared_again(handle)
         self._unwritten += changes
         if not self.is_behind:
             self.is_behind = True
@@ -396,6 +451,8 @@ class Leasing:
         """End what has lasted too long."""
         if self._waiting:
             self.owner.refuse_stuck(now_s)
+            for ticket in self._look_ups:
+                ticket.refused |= ticket.session in self._ghosts and now_s - ticket.begun_s >= STUCK_S
             self._wake()
         for key in [key for key, until_s in self._ghosts.items() if now_s >= until_s]:
             self._forget(key)

@@ -13,20 +13,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
 from omfs import wire
+from omfs.cache.owner import Need
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import StaleHandle
 from omfs.export.disk import Disk, Place, attributes_of
 from omfs.kernel.credentials import Identity
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
-
-Grant: TypeAlias = Callable[[Sequence[bytes]], tuple[int, list[wire.Mode]]]
-"""Handles -> the serial of the grant, and what the reader may cache of each."""
 
 CURSOR_MAX: Final = (1 << 63) - 1
 ENTRY_OVERHEAD_BYTES: Final = 80  # attributes and framing of an entry in the reply, besides name and handle
@@ -36,6 +35,41 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ESTALE, errno.EREMOTE)  # vanished or h
 _OUR_TROUBLE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 log = logging.getLogger(__name__)
+
+
+class Leases(Protocol):
+    """Of leasing.py, what a listing needs."""
+
+    def grant(self, key: bytes, handles: Sequence[bytes]) -> tuple[int, list[wire.Mode]]:
+        """The serial of the grant to this session, and what it may cache of each."""
+
+    def newer_elsewhere(self, key: bytes, handles: Iterable[bytes]) -> tuple[Need, ...]: ...
+    def is_returning(self, key: bytes) -> bool: ...
+    def recalled(self, key: bytes, needs: tuple[Need, ...]) -> AbstractAsyncContextManager[None]: ...
+
+
+class NoLeases:
+    """Nothing is granted, and nobody has newer data than the disk."""
+
+    def grant(self, key: bytes, handles: Sequence[bytes]) -> tuple[int, list[wire.Mode]]:
+        return 0, [wire.Mode.NONE] * len(handles)
+
+    def newer_elsewhere(self, key: bytes, handles: Iterable[bytes]) -> tuple[Need, ...]:
+        return ()
+
+    def is_returning(self, key: bytes) -> bool:
+        return False
+
+    def recalled(self, key: bytes, needs: tuple[Need, ...]) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+
+class Reader(NamedTuple):
+    """Who reads: the session's key, and as whom it opened the directory."""
+
+    key: bytes
+    identity: Identity
+    leases: Leases
 
 
 class Listing:
@@ -71,16 +105,15 @@ async def read_directory(
     listing: Listing,
     fd: int,
     place: Place,
-    identity: Identity,
+    reader: Reader,
     request: wire.ReadDirectory,
-    grant: Grant,
 ) -> wire.DirectoryRead:
-    """The next entries behind the request's cursor, as *identity* sees them; at least one unless *at_end*.
+    """The next entries behind the request's cursor, as the reader sees them; at least one unless *at_end*.
 
     The directory is granted before its names are read and each object in the step in which it is looked at; the reply
     has the first serial, so that every recall since makes void what it concerns.
     """
-    serial, (mode,) = grant((place.handle,))
+    serial, (mode,) = reader.leases.grant(reader.key, (place.handle,))
     size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
     cursor = request.cursor
     while True:
@@ -89,21 +122,40 @@ async def read_directory(
         for start in range(0, len(taken), AT_ONCE):
             if start:
                 await trio.lowlevel.checkpoint()
-            found = [_describe(disk, fd, place, identity, raw) for raw in taken[start : start + AT_ONCE]]
-            entries.extend(_granted([entry for entry in found if entry is not None], grant))
+            entries.extend(await _entries(disk, fd, place, reader, taken[start : start + AT_ONCE]))
         if entries or at_end:
             return wire.DirectoryRead(tuple(entries), at_end, serial, mode)
         cursor = taken[-1].cursor
 
 
-def _granted(entries: list[wire.Entry], grant: Grant) -> Iterator[wire.Entry]:
-    _, modes = grant([entry.handle for entry in entries])
-    for entry, mode in zip(entries, modes, strict=True):
-        yield (
-            entry
-            if mode is wire.Mode.NONE
-            else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode)
-        )
+async def _entries(disk: Disk, fd: int, place: Place, reader: Reader, raws: list[DirectoryEntry]) -> list[wire.Entry]:
+    """Described and granted in one step, when whoever has newer data of any of them has sent those.
+
+    But after a restart a node can't drop its caches while its kernel keeps a directory locked that it lists, and others
+    may wait for that: it is told what the disk has, without leases on what is newer elsewhere.
+    """
+    key, leases = reader.key, reader.leases
+
+    def described() -> tuple[list[wire.Entry], tuple[Need, ...]]:
+        found = [_describe(disk, fd, place, reader.identity, raw) for raw in raws]
+        entries = [entry for entry in found if entry is not None]
+        return entries, leases.newer_elsewhere(key, [entry.handle for entry in entries])
+
+    entries, needs = described()
+    while needs and not leases.is_returning(key):
+        async with leases.recalled(key, needs):
+            entries, needs = described()  # inside, so that it does not begin anew with the same ones
+            if not needs:
+                return _granted(entries, reader)
+    return _granted(entries, reader)
+
+
+def _granted(entries: list[wire.Entry], reader: Reader) -> list[wire.Entry]:
+    _, modes = reader.leases.grant(reader.key, [entry.handle for entry in entries])
+    return [
+        entry if mode is wire.Mode.NONE else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode)
+        for entry, mode in zip(entries, modes, strict=True)
+    ]
 
 
 def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry) -> wire.Entry | None:

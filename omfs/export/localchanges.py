@@ -1,10 +1,11 @@
 """The watch over this node's own programs: what they change natively, while other nodes have it cached.
 
 Data are guarded by a kernel lease per file: a program that opens it for writing stays blocked in open(2) until
-`unguard`.  Attributes and names are watched with fanotify on the whole file system: told within about a millisecond,
-and at once by `drain`.  This room knows neither sessions nor grants: it is told what is cached elsewhere (`guard_data`,
-`is_of_interest`) and tells what changed (`on_change`, called in the trio thread, in the middle of `drain`, `guard_data`
-or `run`; it must not wait).  What this process itself does is not told; the caller knows it.
+`unguard`; and where somebody has it EXCLUSIVE (`guard_exclusive`), one that opens it at all.  Attributes and names are
+watched with fanotify on the whole file system: told within about a millisecond, and at once by `drain`.  This room
+knows neither sessions nor grants: it is told what is cached elsewhere (`guard_data`, `is_of_interest`) and tells what
+changed (`on_change`, called in the trio thread, in the middle of `drain`, `guard_data` or `run`; it must not wait).
+What this process itself does is not told; the caller knows it.
 
 Whoever has a file guarded must not open it for writing, nor truncate it by its path, before `unguard`: the kernel would
 block this process too (O_NONBLOCK: EWOULDBLOCK, and the guard counts as broken).  A guard keeps its file open, so its
@@ -13,7 +14,9 @@ as EVICTED.
 
 After a crash the keeper gives the guards back (export/leasekeeper.py).  Nobody knows any more who relied on them, so
 until `end_grace` none is released: the caller calls it when all that the former process granted has run out or come
-back.
+back.  But for a file that somebody had EXCLUSIVE: its guard is the very descriptor that was opened for writing, and who
+had it opens the file again with `claim`, while programs go on waiting.  The keeper gets such a guard KEEP_AFTER_S after
+it was taken, as most are over by then: of younger ones nobody is kept off when this process is killed.
 
 Invariants: one descriptor and one kernel lease per key; a guard that was told is never granted on again and lives until
 `unguard`.  Not seen: stores into shared mappings change timestamps without an event, but not while a guard is held,
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import logging
 import os
 import select
@@ -38,6 +42,7 @@ from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
 from omfs.kernel.filelease import FileLeases
 
+KEEP_AFTER_S: Final = 0.05
 READ_PAUSE_S: Final = 0.001  # between two reads of events: meanwhile the kernel merges them, and we do other things
 OVERDUE_SHARE: Final = 8  # so many guards (a share of the limit) may wait for `unguard` beyond it
 
@@ -52,6 +57,7 @@ class ChangeKind(enum.Enum):
     ATTRIBUTES = enum.auto()  # attributes or extended attributes; of a file perhaps its data, which the guard covers
     NAMES = enum.auto()  # of a directory: these names, and so its listing and attributes
     DATA = enum.auto()  # a program wants to write: it is blocked until `unguard`
+    READ = enum.auto()  # a program wants to read what is EXCLUSIVE: as DATA; or the guard is wanted back
     EVICTED = enum.auto()  # the guard is wanted back: recall the data, then `unguard`
     EVERYTHING = enum.auto()  # events were lost: anything watched may have changed
 
@@ -65,11 +71,13 @@ class Change(NamedTuple):
 
 
 class _Guard:
-    __slots__ = ("fd", "is_recovered", "is_told", "is_unclaimed", "key")
+    __slots__ = ("fd", "is_exclusive", "is_kept", "is_recovered", "is_told", "is_unclaimed", "key")
 
-    def __init__(self, key: bytes, fd: int, is_recovered: bool = False) -> None:
+    def __init__(self, key: bytes, fd: int, is_exclusive: bool, is_recovered: bool = False) -> None:
         self.key = key
         self.fd = fd
+        self.is_exclusive = is_exclusive
+        self.is_kept = is_recovered  # by the keeper
         self.is_told = False  # as DATA or EVICTED
         self.is_recovered = is_recovered  # of a former process,
         self.is_unclaimed = is_recovered  # and not granted on by us
@@ -98,6 +106,8 @@ class LocalChanges:
         self._guards: dict[bytes, _Guard] = {}  # the one granted on last at the end
         self._by_fd: dict[int, _Guard] = {}
         self._told = 0  # how many of them were told and wait for `unguard`
+        self._unkept: list[_Guard] = []  # EXCLUSIVE ones of the last moment
+        self._unkept_wakes = trio.Event()
         self._deferred: set[bytes] = set()  # unguarded in the grace
         self._in_grace = False
         self._file_systems: dict[
@@ -131,7 +141,8 @@ class LocalChanges:
     def _adopt(self, leases: dict[bytes, int]) -> None:
         for key, fd in leases.items():
             self._leases.take_over(fd)  # broken ones, too, stay as they are until the grace has ended
-            self._guards[key] = self._by_fd[fd] = _Guard(key, fd, is_recovered=True)
+            is_exclusive = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            self._guards[key] = self._by_fd[fd] = _Guard(key, fd, is_exclusive, is_recovered=True)
         if leases:
             self._in_grace = True
             log.info("%d kernel leases of the former omfs-export are kept for now", len(leases))
@@ -209,20 +220,56 @@ class LocalChanges:
         """
         guard = self._guards.get(key)
         if guard is not None:
-            return self._use(guard)
-        if len(self._guards) >= self._guards_max and not self._make_room():
+            return not guard.is_exclusive and self._use(guard)
+        guard = self._new_guard(key, fcntl.F_RDLCK, open_fd)
+        if guard is None:
             return False
-        if key[:8] in self._without_leases:
+        guard.is_kept = self._keeper.hold(key, guard.fd)
+        if not guard.is_kept:
+            self._release(guard)
+        return guard.is_kept
+
+    def guard_exclusive(self, key: bytes, fd: int) -> bool:
+        """Have a kernel lease through *fd*, which is open for writing, and which `unguard` leaves open.
+
+        False: somebody else has the file open, or as `guard_data`.  To be unguarded before *fd* is closed.
+        """
+        guard = self._guards.get(key)
+        if guard is not None:
+            return guard.is_exclusive and self._use(guard)
+        guard = self._new_guard(key, fcntl.F_WRLCK, lambda _: os.dup(fd))
+        if guard is None:
             return False
-        fd = self._take(key, open_fd)
-        if fd < 0:
-            return False
-        if not self._keeper.hold(key, fd):
-            self._leases.release(fd)
-            os.close(fd)
-            return False
-        self._guards[key] = self._by_fd[fd] = _Guard(key, fd)
+        self._unkept.append(guard)
+        self._unkept_wakes.set()
         return True
+
+    def claim(self, key: bytes, flags: int) -> int:
+        """A new descriptor, open as open(2) *flags* say, of what the former process had guarded so; -1: there is none.
+
+        Whoever has this descriptor has the guard to himself: `unguard` releases it, also in the grace.
+        """
+        guard = self._guards.get(key)
+        if guard is None or not guard.is_exclusive or not guard.is_unclaimed:
+            return -1
+        if (fcntl.fcntl(guard.fd, fcntl.F_GETFL) ^ flags) & os.O_ACCMODE:
+            return -1
+        fd = os.dup(guard.fd)
+        guard.is_unclaimed = guard.is_recovered = False
+        if not self._leases.is_whole(guard.fd):
+            self._tell_broken_guard(guard)
+        return fd
+
+    def _new_guard(self, key: bytes, kind: int, open_fd: Callable[[int], int]) -> _Guard | None:
+        if len(self._guards) >= self._guards_max and not self._make_room():
+            return None
+        if key[:8] in self._without_leases:
+            return None
+        fd = self._take(key, kind, open_fd)
+        if fd < 0:
+            return None
+        guard = self._guards[key] = self._by_fd[fd] = _Guard(key, fd, kind == fcntl.F_WRLCK)
+        return guard
 
     def _use(self, guard: _Guard) -> bool:
         if guard.is_told or (guard.is_unclaimed and not self._leases.is_whole(guard.fd)):
@@ -232,7 +279,7 @@ class LocalChanges:
         self._guards[guard.key] = self._guards.pop(guard.key)
         return True
 
-    def _take(self, key: bytes, open_fd: Callable[[int], int]) -> int:
+    def _take(self, key: bytes, kind: int, open_fd: Callable[[int], int]) -> int:
         """A descriptor with a lease, or -1."""
         try:
             fd = open_fd(_GUARD_FLAGS)
@@ -240,7 +287,7 @@ class LocalChanges:
             self._note_failure(error)
             return -1
         try:
-            if self._leases.take(fd):
+            if self._leases.take(fd, kind):
                 return fd
         except OSError as error:
             if error.errno == errno.EINVAL:
@@ -261,12 +308,12 @@ class LocalChanges:
             return False
         for guard in self._guards.values():
             if not guard.is_told and not guard.is_unclaimed:
-                self._tell_guard(ChangeKind.EVICTED, guard)
+                self._tell_guard(ChangeKind.READ if guard.is_exclusive else ChangeKind.EVICTED, guard)
                 return True
         return False
 
     def _tell_guard(self, kind: ChangeKind, guard: _Guard) -> None:
-        """DATA may follow EVICTED: then somebody waits."""
+        """DATA or READ may follow what was wanted back: then somebody waits."""
         if not guard.is_told:
             guard.is_told = True
             self._told += 1
@@ -287,12 +334,23 @@ class LocalChanges:
             return
         self._release(guard)
 
+    def give_way(self, key: bytes) -> bool:
+        """As `unguard`, unless another guard than the one that was told is there by now: False."""
+        guard = self._guards.get(key)
+        if guard is not None and not guard.is_told:
+            return False
+        self.unguard(key)
+        return True
+
     def _release(self, guard: _Guard) -> None:
         del self._guards[guard.key]
         del self._by_fd[guard.fd]
         self._told -= guard.is_told
         self._leases.release(guard.fd)
-        self._keeper.drop(guard.key)
+        if guard.is_kept and guard.is_exclusive:
+            self._keeper.close_kept(guard.key)
+        elif guard.is_kept:
+            self._keeper.drop(guard.key)
         os.close(guard.fd)
 
     @property
@@ -314,8 +372,23 @@ class LocalChanges:
         """Tell what happens, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_leases)
+            nursery.start_soon(self._keep)
             if self._watcher is not None:
                 nursery.start_soon(self._follow_events, self._watcher)
+
+    async def _keep(self) -> None:
+        while True:
+            await self._unkept_wakes.wait()
+            await trio.sleep(KEEP_AFTER_S)
+            self.keep()
+
+    def keep(self) -> None:
+        """Give the keeper the EXCLUSIVE guards that it does not have."""
+        unkept, self._unkept = self._unkept, []
+        self._unkept_wakes = trio.Event()
+        for guard in unkept:
+            if self._guards.get(guard.key) is guard:
+                guard.is_kept = self._keeper.hold(guard.key, guard.fd)
 
     async def _follow_leases(self) -> None:
         while True:
@@ -340,7 +413,11 @@ class LocalChanges:
         for fd in self._leases.broken():
             guard = self._by_fd.get(fd)  # None: released by who was told of another just now
             if guard is not None and not guard.is_unclaimed:
-                self._tell_guard(ChangeKind.DATA, guard)
+                self._tell_broken_guard(guard)
+
+    def _tell_broken_guard(self, guard: _Guard) -> None:
+        only_reads = guard.is_exclusive and self._leases.may_be_read(guard.fd)
+        self._tell_guard(ChangeKind.READ if only_reads else ChangeKind.DATA, guard)
 
     def _tell_events(self, watcher: fanotify.Watcher) -> None:
         """Each object and each directory of a batch is told once."""
@@ -371,7 +448,9 @@ class LocalChanges:
         """A guarded file without a name would keep its blocks for as long as the guard lives."""
         for key in list(keys):
             guard = self._guards.get(key)
-            if guard is None or guard.is_told or guard.is_unclaimed or os.fstat(guard.fd).st_nlink:
+            if guard is None or guard.is_told or guard.is_unclaimed or guard.is_exclusive:
+                continue  # an EXCLUSIVE one ends with the file that is open
+            if os.fstat(guard.fd).st_nlink:
                 continue
             self._tell_guard(ChangeKind.EVICTED, guard)
 

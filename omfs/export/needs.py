@@ -1,10 +1,12 @@
 """What a request does to which objects, before it is executed: the uses that others may be in the way of.
 
-Only requests that change something have an entry here: what is held SHARED is in nobody's way who looks.  The objects
-behind names are looked up now, as the caller; a name that can't be found is left to the request itself, which fails
-with the right error.  What a native program changes between this look and the request is told by localchanges.py.
+NEEDS: requests that change something, open a file, or want it EXCLUSIVE.  `looked_at`: those that show an object, in
+whose way only an EXCLUSIVE holder can be.  Who reads or seeks in an open file needs nothing: while anybody but an
+EXCLUSIVE holder has it open there is none (kernel/filelease.py).  The objects behind names are looked up now, as the
+caller; a name that can't be found is left to the request itself, which fails with the right error.  What a native
+program changes between this look and the request is told by localchanges.py.
 
-Called by export/service.py, only where more than one session holds something.
+Called by export/underleases.py, only where somebody may be in the way.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from omfs.cache.owner import Need
 from omfs.cache.rules import Use
 from omfs.errors import OmfsError
 from omfs.export.disk import Disk, check_name
-from omfs.export.files import SessionFiles
-from omfs.export.handles import is_directory
+from omfs.export.files import SessionFiles, writable_of
+from omfs.export.handles import is_directory, is_regular
 
 _WRITES: Final = os.O_ACCMODE | os.O_TRUNC
 
@@ -71,15 +73,25 @@ def _rename_name(disk: Disk, files: SessionFiles, request: wire.RenameName) -> t
     return tuple(needs)
 
 
+def _opened(handle: bytes, flags: int) -> tuple[Need, ...]:
+    if not is_regular(handle):
+        return ()  # and can't be opened
+    return (Need(handle, Use.LOOK if flags & _WRITES == os.O_RDONLY else Use.CHANGE),)
+
+
 def _create_file(disk: Disk, files: SessionFiles, request: wire.CreateFile) -> tuple[Need, ...]:
-    existing = _found(disk, request.parent, request.name, request.caller)
-    if existing is None:
-        return (Need(request.parent, Use.NAME, request.name),)
-    return (_changed(existing),) if request.flags & os.O_TRUNC else ()
+    existing = None if request.flags & os.O_EXCL else _found(disk, request.parent, request.name, request.caller)
+    return (Need(request.parent, Use.NAME, request.name),) if existing is None else _opened(existing, request.flags)
 
 
 def _open_file(disk: Disk, files: SessionFiles, request: wire.OpenFile) -> tuple[Need, ...]:
-    return (_changed(request.handle),) if request.flags & os.O_TRUNC else ()
+    """A reclaimed open was there before; nobody may wait for it who must reopen files before he gives anything back."""
+    return () if request.reclaim else _opened(request.handle, request.flags)
+
+
+def _ask_lease(disk: Disk, files: SessionFiles, request: wire.AskLease) -> tuple[Need, ...]:
+    opened = files.get(request.open_id)
+    return (Need(opened.place.handle, Use.CHANGE),) if opened.is_writable else ()
 
 
 def _object(disk: Disk, files: SessionFiles, request: Any) -> tuple[Need, ...]:
@@ -103,6 +115,7 @@ NEEDS: Final[dict[type[Any], NeedsOf]] = {
     wire.RenameName: _rename_name,
     wire.CreateFile: _create_file,
     wire.OpenFile: _open_file,
+    wire.AskLease: _ask_lease,
     wire.SetAttributes: _object,
     wire.SetXattr: _object,
     wire.RemoveXattr: _object,
@@ -113,16 +126,30 @@ NEEDS: Final[dict[type[Any], NeedsOf]] = {
 }
 
 
-def whole_data(request: wire.Request, disk: Disk) -> bytes | None:
-    """The object whose data nobody may have cached while this is executed: it is opened for writing, or cut off.
+def opens(request: wire.Request, files: SessionFiles) -> tuple[bytes, Use] | None:
+    """The regular file that is opened, or cut off by its path, and for what; of CreateFile its first need tells.
 
-    Its kernel lease (localchanges.py) must go first, or our own open would wait for ourselves.
+    Guards (guards.py) on it must go first, or our own open would wait for ourselves.
     """
     match request:
-        case wire.OpenFile(handle, flags) if flags & _WRITES != os.O_RDONLY:
-            return handle
-        case wire.CreateFile(parent, name, _, _, flags, caller) if flags & _WRITES != os.O_RDONLY:
-            return _found(disk, parent, name, caller)
-        case wire.SetAttributes(handle) if request.size_bytes is not None:
-            return handle
+        case wire.OpenFile(handle, flags):
+            return handle, Use.LOOK if flags & _WRITES == os.O_RDONLY else Use.CHANGE
+        case wire.SetAttributes(handle) if request.size_bytes is not None and writable_of(files, request) is None:
+            return handle, Use.CHANGE
+        case wire.LockRange():
+            return files.get(request.open_id).place.handle, Use.LOOK
+    return None
+
+
+_SHOWING: Final = frozenset({wire.GetAttributes, wire.GetXattr, wire.ListXattrs, wire.CheckAccess})
+
+
+def looked_at(request: Any, disk: Disk) -> bytes | None:
+    """The object that the request shows, if it is one of which others may have newer data."""
+    kind = type(request)
+    if kind in _SHOWING:
+        handle: bytes = request.handle
+        return handle
+    if kind is wire.LookUp:
+        return _found(disk, request.parent, request.name, request.caller)
     return None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from omfs.export import files as opening, metadata, names
 from omfs.export.blocks import Blocks
 from omfs.export.description import Description
 from omfs.export.disk import Disk, Place, attributes_of, check_exportable, check_name
-from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan
+from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan, writable_of
 from omfs.export.handles import Sealer, load_key
-from omfs.export.listings import read_directory
+from omfs.export.listings import Leases, NoLeases, Reader, read_directory
 from omfs.export.locks import Locks, SessionLocks
 from omfs.export.mounts import Mounts
 from omfs.export.trees import ExportTrees
@@ -49,8 +49,6 @@ ANSWERED_ELSEWHERE: Final = frozenset(
     {wire.Hello, wire.Ping, wire.CancelRequest, wire.ReturnLeases}
 )  # net/, underleases.py
 
-Grant: TypeAlias = Callable[[bytes, Sequence[bytes]], tuple[int, list[wire.Mode]]]
-"""(session key, handles) -> the serial of the grant, and what the session may cache of each."""
 MaybeSlow: TypeAlias = Answer | Coroutine[Any, Any, Answer]
 R = TypeVar("R")
 
@@ -88,10 +86,6 @@ def prepare_process() -> None:
     block_signals()
 
 
-def _grant_nothing(_: bytes, handles: Sequence[bytes]) -> tuple[int, list[wire.Mode]]:
-    return 0, [wire.Mode.NONE] * len(handles)
-
-
 class ExportService:
     """The owner's side of everything that holders ask."""
 
@@ -104,7 +98,7 @@ class ExportService:
         self._mounts = Mounts()
         self.disk = Disk(Sealer(load_key(Path(settings.state_dir))), self.trees, self._mounts)
         check_exportable(self.disk)
-        self.grant: Grant = _grant_nothing  # set by underleases.py: entries of listings are granted one by one
+        self.leases: Leases = NoLeases()  # set by underleases.py: entries of listings are granted one by one
         self._blocks = Blocks()
         self._locks = Locks()
         self._ids = OpenIds()
@@ -251,7 +245,7 @@ class ExportService:
         return wire.AttributesGot(attributes_of(status)), b""
 
     def _set_attributes(self, holder: Holder, request: wire.SetAttributes, bulk: Buffer) -> MaybeSlow:
-        writable = _writable(holder, request)
+        writable = writable_of(holder.files, request)
         with self._object(holder, request.handle) as (place, fd):
             place.must_be_writable()
             if metadata.may_be_slow(fd, request):
@@ -264,7 +258,7 @@ class ExportService:
             return wire.AttributesGot(attributes_of(os.fstat(fd))), b""
 
     async def _set_attributes_slowly(self, holder: Holder, request: wire.SetAttributes) -> Answer:
-        writable = _writable(holder, request)
+        writable = writable_of(holder.files, request)
         with self._object(holder, request.handle) as (place, fd):
             identity = place.tree.identity_of(request.caller)
             file_fd = writable.fd if writable else -1
@@ -344,9 +338,14 @@ class ExportService:
             opened = await trio.to_thread.run_sync(open_it, True, limiter=self._lease_waiters)
         return holder.files.add(opened)
 
+    def reopen_file(self, session: Session, request: wire.OpenFile, fd: int) -> Answer:
+        """A reclaimed open whose descriptor of before a restart has been kept."""
+        holder: Holder = session.data
+        return opening.adopt_file(self.disk, holder.files, request, fd), b""
+
     def _ask_lease(self, holder: Holder, request: wire.AskLease, bulk: Buffer) -> Answer:
         holder.files.get(request.open_id)
-        return wire.LeaseGranted(0, wire.Mode.NONE), b""
+        return wire.LeaseGranted(0, wire.Mode.NONE), b""  # completed by underleases.py
 
     def _read_blocks(self, holder: Holder, request: wire.ReadBlocks, bulk: Buffer) -> MaybeSlow:
         return self._blocks.read(holder.files, request, holder.can_sendfile)
@@ -406,9 +405,9 @@ class ExportService:
 
     async def _read_directory(self, holder: Holder, request: wire.ReadDirectory, bulk: Buffer) -> Answer:
         opened, listing = holder.files.get_directory(request.open_id)
-        grant = partial(self.grant, holder.session.key)
+        reader = Reader(holder.session.key, opened.identity, self.leases)
         with opened as fd:
-            return await read_directory(self.disk, listing, fd, opened.place, opened.identity, request, grant), b""
+            return await read_directory(self.disk, listing, fd, opened.place, reader, request), b""
 
     # ------------------------------------------------------------ locks
 
@@ -424,14 +423,6 @@ class ExportService:
     def _release_locks(self, holder: Holder, request: wire.ReleaseLocks, bulk: Buffer) -> Answer:
         holder.locks.release(holder.files.get(request.open_id).place.handle, request.owner)
         return _DONE
-
-
-def _writable(holder: Holder, request: wire.SetAttributes) -> Opened | None:
-    """The caller's own open file, if it may write: then the mode does not matter for a truncation (ftruncate(2))."""
-    if request.open_id is None:
-        return None
-    opened = holder.files.get(request.open_id)
-    return opened if opened.is_writable and opened.place.handle == request.handle else None
 
 
 Handler: TypeAlias = Callable[[ExportService, Holder, Any, Buffer], MaybeSlow]

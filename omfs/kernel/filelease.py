@@ -1,11 +1,13 @@
 """Leases of the kernel on open files: fcntl(2) F_SETLEASE; a signalfd tells which of them are being broken.
 
-A read lease on a file means: whoever opens it for writing, or truncates it by its path, is blocked in the kernel until
-the lease is given back, or /proc/sys/fs/lease-break-time (45 s) has passed.  This process is no exception: it blocks
-itself, or gets EWOULDBLOCK with O_NONBLOCK.  F_SETSIG makes the kernel queue a real-time signal that carries the number
-of the descriptor.  When the queue is full (RLIMIT_SIGPENDING) it sends a plain SIGIO instead, which says nothing: then
-every lease is asked with F_GETLEASE.  The same question sorts out signals that came late, for a descriptor that was
-closed.
+A read lease on a file (F_RDLCK) means: whoever opens it for writing, or truncates it by its path, is blocked in the
+kernel until the lease is given back, or /proc/sys/fs/lease-break-time (45 s) has passed.  A write lease (F_WRLCK): so
+is whoever opens it at all; the kernel gives it only while the file is open nowhere but through this descriptor and its
+duplicates (O_PATH does not count), through which it may be read, written and truncated.  This process is no exception:
+it blocks itself, or gets EWOULDBLOCK with O_NONBLOCK.  F_SETSIG makes the kernel queue a real-time signal that carries
+the number of the descriptor.  When the queue is full (RLIMIT_SIGPENDING) it sends a plain SIGIO instead, which says
+nothing: then every lease is asked with F_GETLEASE.  The same question sorts out signals that came late, for a
+descriptor that was closed.
 
 The lease belongs to the open file description: descriptors of it in another process keep it alive, and there is one
 receiver of the signal and one descriptor number to be told (F_SETOWN; the number is that of the last F_SETLEASE).
@@ -59,12 +61,12 @@ def _check_blocked() -> None:
 
 
 class FileLeases:
-    """The read leases that this process has, by descriptor."""
+    """The leases that this process has, by descriptor."""
 
     def __init__(self) -> None:
         """Raises OSError; RuntimeError when a thread does not block the signals."""
         _check_blocked()
-        self._fds: set[int] = set()
+        self._kinds: dict[int, int] = {}  # F_RDLCK or F_WRLCK by descriptor
         mask = bytearray(_SIGSET_BYTES)
         for number in (LEASE_SIGNAL, OVERFLOW_SIGNAL):
             mask[(number - 1) // 8] |= 1 << ((number - 1) % 8)
@@ -74,12 +76,14 @@ class FileLeases:
 
     def close(self) -> None:
         """Give all leases back; the descriptors stay open."""
-        for fd in list(self._fds):
+        for fd in list(self._kinds):
             self.release(fd)
         os.close(self.descriptor)
 
-    def take(self, fd: int) -> bool:
-        """A read lease on the file, opened O_RDONLY; False when somebody has it open for writing or has a lease.
+    def take(self, fd: int, kind: int = fcntl.F_RDLCK) -> bool:
+        """A lease on the file, F_RDLCK (opened O_RDONLY) or F_WRLCK; False when somebody has it open for writing
+
+        (F_WRLCK: has it open) or has a lease.
 
         Raises OSError: EINVAL where the file or its file system has no leases.
         """
@@ -87,12 +91,12 @@ class FileLeases:
         fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(fd, _F_SETSIG, LEASE_SIGNAL)
         try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return False
             raise
-        self._fds.add(fd)
+        self._kinds[fd] = kind
         return True
 
     def take_over(self, fd: int) -> bool:
@@ -100,13 +104,14 @@ class FileLeases:
 
         *fd* is then to be released nevertheless: somebody may wait for it in open(2).
         """
-        self._fds.add(fd)
+        is_read_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        kind = self._kinds[fd] = fcntl.F_RDLCK if is_read_only else fcntl.F_WRLCK
         fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(fd, _F_SETSIG, LEASE_SIGNAL)
         if not self.is_whole(fd):
             return False
         try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # from now on our number of the descriptor is told
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)  # from now on our number of the descriptor is told
         except OSError as error:
             if error.errno == errno.EAGAIN:  # broken since the question
                 return False
@@ -115,7 +120,7 @@ class FileLeases:
 
     def release(self, fd: int) -> None:
         """Give the lease back: who waits for it goes on.  The descriptor stays open."""
-        self._fds.discard(fd)
+        self._kinds.pop(fd, None)
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as error:
@@ -124,6 +129,10 @@ class FileLeases:
 
     def is_whole(self, fd: int) -> bool:
         """Whether nobody is breaking the lease, and the kernel did not take it away."""
+        return fcntl.fcntl(fd, fcntl.F_GETLEASE) == self._kinds.get(fd)
+
+    def may_be_read(self, fd: int) -> bool:
+        """Whether who breaks the lease only wants to read.  (A writer may come while he waits.)"""
         return fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
     def broken(self) -> list[int]:
@@ -138,14 +147,14 @@ class FileLeases:
         return self._really_broken(told)
 
     def _named_in(self, records: bytes) -> set[int]:
-        told = set()
+        told: set[int] = set()
         for at in range(0, len(records), _RECORD_BYTES):
             number, fd = _SIGNO_AND_FD.unpack_from(records, at)
             if number == OVERFLOW_SIGNAL:
-                told |= self._fds
+                told |= self._kinds.keys()
             else:
                 told.add(fd)
         return told
 
     def _really_broken(self, fds: Iterable[int]) -> list[int]:
-        return [fd for fd in fds if fd in self._fds and not self.is_whole(fd)]
+        return [fd for fd in fds if fd in self._kinds and not self.is_whole(fd)]

@@ -22,11 +22,15 @@ TERM_S = 12.0
 
 
 class FakeChanges:
-    """As LocalChanges, without the kernel: everything is watched, every file can be guarded unless *is_written*."""
+    """As LocalChanges, without the kernel: everything is watched, every file can be guarded unless *is_written*,
+
+    and be EXCLUSIVE unless *is_open_elsewhere*.
+    """
 
     def __init__(self) -> None:
         self.guards: set[bytes] = set()
-        self.is_written = False
+        self.exclusive: set[bytes] = set()
+        self.is_written = self.is_open_elsewhere = False
         self.in_grace = False
         self.undrained: list[Callable[[], None]] = []  # what `drain` tells
 
@@ -41,6 +45,18 @@ class FakeChanges:
             self.guards.add(key)
         return not self.is_written
 
+    def guard_exclusive(self, key: bytes, fd: int) -> bool:
+        if not self.is_open_elsewhere:
+            self.exclusive.add(key)
+        return not self.is_open_elsewhere
+
+    def claim(self, key: bytes, flags: int) -> int:
+        return -1
+
+    def give_way(self, key: bytes) -> bool:
+        self.unguard(key)
+        return True
+
     def drain(self) -> None:
         undrained, self.undrained = self.undrained, []
         for tell in undrained:
@@ -48,6 +64,7 @@ class FakeChanges:
 
     def unguard(self, key: bytes) -> None:
         self.guards.discard(key)
+        self.exclusive.discard(key)
 
 
 class HoldingSession(FakeSession):

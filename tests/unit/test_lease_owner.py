@@ -450,10 +450,16 @@ def test_after_a_restart_everything_is_held_as_before(owner: Owner) -> None:
     assert recall.serial > 1
 
 
-def test_in_the_grace_after_a_power_cut_nothing_is_changed(owner: Owner) -> None:
+def test_in_the_grace_after_a_power_cut_nobody_looks_at_a_file_nor_changes_anything(owner: Owner) -> None:
+    """But those of before go first with what they have to write."""
     owner.in_grace = True
-    assert owner.is_free(A, (Need(F, Use.LOOK),))
+    assert owner.is_free(A, ())
+    assert not owner.is_free(A, (Need(F, Use.LOOK),))
     assert not owner.is_free(A, CHANGE)
+    assert owner.is_free(A, CHANGE, despite_grace=True)
+    first, _ = owner.begin(A, CHANGE, 0.0, despite_grace=True)
+    assert owner.ready() == [first]
+    owner.end(first)
     hold(owner, A, F)
     assert not owner.is_free(B, (Need(F, Use.LOOK), *CHANGE))
     ticket, (recall,) = waiting(owner, B, CHANGE)

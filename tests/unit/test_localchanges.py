@@ -14,7 +14,7 @@ from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
 from tests.unit.localwatch import WRITE, Watch, program
 
-ATTRIBUTES, NAMES, DATA, EVICTED, EVERYTHING = ChangeKind
+ATTRIBUTES, NAMES, DATA, READ, EVICTED, EVERYTHING = ChangeKind
 
 
 @pytest.fixture

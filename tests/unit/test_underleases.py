@@ -216,6 +216,7 @@ async def test_writing_recalls_whoever_has_looked_since(room: Room, place: Path)
     (place / "file").write_bytes(b"x")
     one, _, other, session = await two(room)
     handle = (await one.walk(place / "file")).handle
+    room.changes.is_open_elsewhere = True
     open_id = await one.open(handle, os.O_RDWR)
     assert await one.write(open_id, 0, b"y") == 1
     assert session.seen == []
@@ -244,6 +245,7 @@ async def test_who_opens_for_writing_ends_the_guard_of_all_even_its_own(room: Ro
         session.answer_recalls()
     assert isinstance(outcome.reply, wire.FileOpened)
     assert not outcome.reply.data
+    assert outcome.reply.mode is Mode.EXCLUSIVE
     assert not room.changes.guards
 
 
@@ -351,14 +353,13 @@ async def test_after_a_kill_changes_wait_for_whoever_may_hold_more_than_is_writt
     (place / "file").write_bytes(b"x")
     state = tmp_path / "state"
     with serving(state) as service, leasing_room(state, service) as room:
-        await room.holder(2)[0].walk(place / "file")
+        handle = (await room.holder(2)[0].walk(place / "file")).handle
         room.is_killed = True
     with serving(state) as service, leasing_room(state, service) as room:
         one, _ = room.holder(1)
         outcome = Outcome()
         async with trio.open_nursery() as nursery:
-            request = wire.SetAttributes((await one.walk(place / "file")).handle, ROOT, mode=0o600)
-            nursery.start_soon(outcome.run, one, request)
+            nursery.start_soon(outcome.run, one, wire.SetAttributes(handle, ROOT, mode=0o600))
             await settle()
             assert not outcome.is_over
             returning = HoldingSession(2)
@@ -383,10 +384,9 @@ async def test_after_a_power_cut_changes_wait_for_a_term(tmp_path: Path, place: 
     (place / "file").write_bytes(b"x")
     state = tmp_path / "state"
     with serving(state) as service, leasing_room(state, service) as room:
-        await room.holder(2)[0].walk(place / "file")
+        handle = (await room.holder(2)[0].walk(place / "file")).handle
     with serving(state) as service, leasing_room(state, service, boot_id="another") as room:
         one, session = room.holder(1)
-        handle = (await one.walk(place / "file")).handle
         outcome = Outcome()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome.run, one, wire.SetAttributes(handle, ROOT, mode=0o600))
@@ -435,8 +435,8 @@ def test_every_request_that_changes_has_needs() -> None:
     from omfs.net.repeats import ONCE_ONLY
 
     without_effect_on_others = {wire.OpenDirectory, wire.CloseFile}
-    assert set(NEEDS) == (ONCE_ONLY - without_effect_on_others) | {wire.WriteBlocks}
+    assert set(NEEDS) == (ONCE_ONLY - without_effect_on_others) | {wire.WriteBlocks, wire.AskLease}
 
 
 def test_a_service_that_is_not_under_leases_grants_nothing(service: ExportService) -> None:
-    assert service.grant(b"", [b""]) == (0, [Mode.NONE])
+    assert service.leases.grant(b"", [b""]) == (0, [Mode.NONE])

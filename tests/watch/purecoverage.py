@@ -16,6 +16,7 @@ import pytest
 ROOT: Final = Path(__file__).parent.parent.parent
 PURE: Final = (
     "omfs/cache/holder.py",
+    "omfs/cache/circles.py",
     "omfs/cache/latency.py",
     "omfs/cache/owner.py",
     "omfs/cache/rules.py",
