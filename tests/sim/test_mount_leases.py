@@ -7,8 +7,9 @@ import fcntl
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -139,6 +140,17 @@ class Mounted(TakenMount):
     @property
     def mode(self) -> Mode:
         return self.inode.lease.mode
+
+
+@pytest.fixture(autouse=True)
+def threads_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps while a thread runs: on a busy machine a term would pass during a notification."""
+
+    async def run_sync(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
 @pytest.fixture

@@ -27,6 +27,13 @@ class Mount(TakenMount):
         self.owner = Owner()
         super().__init__(nursery, self.owner)
 
+    async def wait_dropped(self) -> None:
+        """Threads run in real time, whatever the clock says."""
+        await trio.testing.wait_all_tasks_blocked()
+        for dropping in tuple(self.inode.dropping):
+            await dropping.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
     async def recall(self, mode: wire.Mode) -> None:
         recall = self.owner.recall(mode)
         self.operations.recaller.seen(self.node, recall)
@@ -153,11 +160,11 @@ async def test_without_the_lease_pages_of_a_mapping_are_dropped_at_once(
     fh = await mount.open()
     mount.read(fh, 4096, 0)
     await trio.testing.wait_all_tasks_blocked()
-    await trio.sleep(1)
+    await mount.wait_dropped()
     assert len(mount.owner.of(wire.AskLease)) == 1
     assert mount.kernel.dropped == [(0, 4096)]
     mount.read(fh, 4096, abi.READ_LOCK_OWNER)
-    await trio.sleep(1)
+    await mount.wait_dropped()
     assert len(mount.owner.of(wire.ReadBlocks)) == 2
     assert mount.kernel.dropped == [(0, 4096)], "a read(2) fills no pages"
 
@@ -195,7 +202,7 @@ async def test_a_store_is_not_dropped_by_its_own_write(mount: Mount, autojump_cl
     await mount.asked(abi.WRITE, struct.pack("<QQIIQII", fh, 0, 1, FROM_CACHE, 0, 0, 0) + b"x")
     assert mount.kernel.dropped == []
     await mount.asked(abi.WRITE, struct.pack("<QQIIQII", fh, 0, 1, 0, 0, 0, 0) + b"x")
-    await trio.sleep(1)
+    await mount.wait_dropped()
     assert mount.kernel.dropped == [(0, 0)]
 
 
@@ -204,5 +211,5 @@ async def test_a_write_beside_a_mapping_drops_what_was_read_again(mount: Mount, 
     mount.read(fh, 4096, 0)
     await trio.testing.wait_all_tasks_blocked()
     mount.write(fh, 0, b"abc")
-    await trio.sleep(1)
+    await mount.wait_dropped()
     assert mount.kernel.dropped == [(0, 3)]
