@@ -204,6 +204,11 @@ def mount_families(status: StatusReply, counters: Counters) -> Iterator[Metric]:
     yield _counter("omfs_mount_recall_passes", "Times that the kernel was told what to forget.", counters.passes)
     yield _counter("omfs_mount_dropped_names", "Names that the kernel was told to forget.", counters.dropped_names)
     yield _counter("omfs_mount_dropped_pages", "Times that pages of a file were dropped.", counters.dropped_pages)
+    yield GaugeMetricFamily("omfs_mount_behind_bytes", "Written and not yet at the owner.", counters.behind_bytes)
+    yield GaugeMetricFamily("omfs_mount_behind_files", "Open files with such bytes.", counters.behind_files)
+    yield _counter("omfs_mount_behind_writes", "Writes answered before the owner had them.", counters.behind_writes)
+    yield _counter("omfs_mount_behind_requests", "Requests that carried them to it.", counters.behind_requests)
+    yield _counter("omfs_mount_behind_failed", "Such requests that failed.", counters.behind_failed)
     yield _histogram(
         "omfs_mount_recall_duration_seconds",
         "Time from hearing a recall to answering it.",

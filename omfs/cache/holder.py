@@ -8,6 +8,7 @@ nothing was told again.
     -----------------------------+--------------------------------------------------------------------
     granted (serial, mode)       | the mode, unless a recall with this serial or a later one was seen, one is under way,
                                  | or the leases are not valid: then NONE, and the answer serves only for its own call
+    stopped writing              | EXCLUSIVE is SHARED
     recall seen                  | grants up to its serial are void, also those that are still on their way
     recall begun                 | nothing is granted; told() from now on makes another pass necessary
     pass ended                   | done if nothing was told during it: the lease is down to the mode; else another
@@ -31,10 +32,11 @@ class Lease:
     """One object as this node holds it.
 
     *data*: pages may stay cached under the lease.  *names*: what the kernel was told of the names of a directory.
-    *recalls*: under way.  *told*: the kernel may have cached something of it since the last pass began.
+    *recalls*: under way.  *writer*: the open file that it was made EXCLUSIVE for.
+    *told*: the kernel may have cached something of it since the last pass began.
     """
 
-    __slots__ = ("data", "mode", "names", "recalls", "serial", "tellings", "tellings_passed", "void")
+    __slots__ = ("data", "mode", "names", "recalls", "serial", "tellings", "tellings_passed", "void", "writer")
 
     def __init__(self, void: int = 0) -> None:
         self.mode = Mode.NONE
@@ -45,6 +47,7 @@ class Lease:
         self.tellings_passed = 0  # so often before the last pass began
         self.recalls = 0
         self.names: set[bytes] | None = None
+        self.writer: object = None
 
     @property
     def told(self) -> bool:
@@ -58,6 +61,11 @@ class Lease:
     def is_held(self) -> bool:
         """Whether an answer given now may be cached."""
         return self.mode is not Mode.NONE and not self.recalls
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether a write answered now may be sent later; not from the moment when a recall of that was seen."""
+        return self.mode is Mode.EXCLUSIVE and not self.recalls and self.serial > self.void
 
     def take_names(self) -> tuple[bytes, ...]:
         """The names told so far; they count as forgotten now."""
@@ -81,7 +89,7 @@ class Holder:
         """The answer with *serial* grants *mode*: what of it may be used.  The kernel is going to be told."""
         if not serial or mode is Mode.NONE or not self.valid or lease.recalls or serial <= lease.void:
             return Mode.NONE
-        if serial > lease.serial:
+        if serial >= lease.serial:  # the same: more of the same answer
             lease.serial = serial
             lease.mode = mode
         lease.told = True
@@ -95,6 +103,13 @@ class Holder:
             directory.names = set()
         directory.names.add(name)
         return True
+
+    @staticmethod
+    def stopped_writing(lease: Lease, writer: object) -> None:
+        """The file was closed: the owner leaves SHARED of the EXCLUSIVE lease that it had."""
+        if lease.writer is writer:
+            lease.writer = None
+            lease.mode = min(lease.mode, Mode.SHARED)
 
     # ------------------------------------------------------------ recalls
 

@@ -1,6 +1,6 @@
 """What a mount counts of its caches: how often an owner had to be asked, and what recalls did.
 
-One per mount, shown by the control socket's status and the metrics; plain numbers that only grow.
+One per mount, shown by the control socket's status and the metrics; plain numbers, most of which only grow.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ class Counters:
     """*asked_...*: answered by the owner, not from here.  *answered_...*: by this daemon, under a lease.
 
     What the kernel answers from its own caches never comes here.  *latency*: of recalls, from hearing to answering.
+    *behind_bytes*, *behind_files*: written and not yet at the owner, now; these two also shrink.
     """
 
     __slots__ = (
         "answered_listings", "answered_opens", "answered_xattrs", "asked_attributes", "asked_listings",
-        "asked_look_ups", "asked_opens", "asked_reads", "asked_xattrs", "dropped_names", "dropped_pages", "lapses",
-        "latency", "passes", "recalls",
+        "asked_look_ups", "asked_opens", "asked_reads", "asked_xattrs", "behind_bytes", "behind_failed", "behind_files",
+        "behind_requests", "behind_writes", "dropped_names", "dropped_pages", "lapses", "latency", "passes", "recalls",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -30,6 +31,11 @@ class Counters:
         self.answered_listings = 0
         self.answered_opens = 0
         self.answered_xattrs = 0
+        self.behind_bytes = 0
+        self.behind_files = 0
+        self.behind_writes = 0  # answered before the owner had the data
+        self.behind_requests = 0  # that carried them there
+        self.behind_failed = 0  # of those
         self.recalls = 0
         self.passes = 0
         self.dropped_names = 0

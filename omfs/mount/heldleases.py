@@ -25,7 +25,15 @@ NAMES_MAX: Final = 1 << 18  # of one directory that the kernel is allowed to rem
 _RETURN_WITHIN_S: Final = 0.05
 _RETURNS_MAX: Final = 2048  # in one message
 
-Granting = TypeVar("Granting", wire.Found, wire.AttributesGot, wire.FileOpened, wire.FileCreated, wire.DirectoryRead)
+Granting = TypeVar(
+    "Granting",
+    wire.Found,
+    wire.AttributesGot,
+    wire.FileOpened,
+    wire.FileCreated,
+    wire.DirectoryRead,
+    wire.LeaseGranted,
+)
 
 
 def _no_leases() -> Iterable[Lease]:
@@ -53,18 +61,32 @@ class HeldLeases:
         """Which stretch of unbroken validity this is; 0: nothing may be cached."""
         return self._peer.lease_round if self.is_enabled else 0
 
+    @property
+    def owner_restarted(self) -> bool:
+        """Since the machine looked last; then the owner may have kept what it granted (its lease table)."""
+        return self._epoch != self._peer.epoch
+
     def counts(self, asked_in: int, reply: Granting) -> Granting:
         """*reply*, without what it grants unless it was asked for in the round that still is."""
         if reply.serial and (not asked_in or self.round != asked_in):
             return msgspec.structs.replace(reply, serial=0)
         return reply
 
-    def granted(self, lease: Lease, serial: int, mode: Mode) -> bool:
-        """Whether what was told of the object with this answer may be cached; if so, it must be told now."""
+    def granted(self, lease: Lease, serial: int, mode: Mode, *, writer: object = None) -> bool:
+        """Whether what was told of the object with this answer may be cached; if so, it must be told now.
+
+        *writer*: the file that was opened for writing; only that makes a lease EXCLUSIVE, and for itself.  The owner
+        says so with every answer, and one that is late may come when the file has been closed.
+        """
         if not serial:
             return False
         self.look_at_term()
-        return self.holder.granted(lease, serial, mode) is not Mode.NONE
+        if writer is None and lease.mode is not Mode.EXCLUSIVE:
+            mode = min(mode, Mode.SHARED)
+        held = self.holder.granted(lease, serial, mode)
+        if writer is not None and held is Mode.EXCLUSIVE:
+            lease.writer = writer
+        return held is not Mode.NONE
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:
         """The same of a name, or of its absence."""

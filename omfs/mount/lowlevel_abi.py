@@ -100,6 +100,7 @@ _OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error, unique
 FOPEN_DIRECT_IO: Final = 1
 FOPEN_KEEP_CACHE: Final = 2
 LOCK_IS_FLOCK: Final = 1  # FUSE_LK_FLOCK
+READ_LOCK_OWNER: Final = 2  # FUSE_READ_LOCKOWNER
 WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
 WRITE_KILL_SUIDGID: Final = 4
 SETATTR_ATIME_NOW: Final = 1 << 7
@@ -252,6 +253,11 @@ def read_in(request: memoryview) -> tuple[int, int, int]:
     """Of a READ: (fh, offset, size)."""
     fh, offset, size_bytes = _READ_IN.unpack_from(request, IN_HEADER_BYTES)
     return fh, offset, size_bytes
+
+
+def read_fills_pages(request: memoryview) -> bool:
+    """Of a READ: it is for the page cache, not for a program's own buffer (fs/fuse/file.c: those name a lock owner)."""
+    return not struct.unpack_from("<I", request, IN_HEADER_BYTES + _READ_IN.size)[0] & READ_LOCK_OWNER
 
 
 def file_number(request: memoryview) -> int:

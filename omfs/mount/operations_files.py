@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 import trio
@@ -80,6 +80,7 @@ class FileOperations(NameOperations):
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             async with self.changing(inode, data=True):
                 file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
+                node.leases.granted(inode.lease, opened.serial, opened.mode, writer=file if file.is_written else None)
         else:
             file, opened = await open_file(node, handle, flags, caller, bool(flags & _FMODE_EXEC))
         fh = self.number(file, inode)
@@ -103,6 +104,13 @@ class FileOperations(NameOperations):
     def _open_files(inode: Inode[RemoteNode]) -> tuple[RemoteFile, ...]:
         return tuple(inode.owner.files.get(inode.handle, ())) if inode.handle is not None else ()
 
+    @staticmethod
+    def is_alone(file: RemoteFile) -> bool:
+        """Nobody else here has the object open, nor has the kernel pages of it."""
+        if file.inode is None or file.inode.lease.data or file.has_pages:
+            return False
+        return len(file.node.files.get(file.handle, ())) == 1
+
     async def create_number(
         self, parent: Inode[RemoteNode], name: bytes, opened: tuple[RemoteFile, wire.FileCreated]
     ) -> tuple[Told, int]:
@@ -113,7 +121,10 @@ class FileOperations(NameOperations):
             existing.broken()
             await self._end_cached_data(existing)
         told = self.made(parent, name, created)
-        return told, self.number(file, self.inodes.get(told.number))
+        inode = self.inodes.get(told.number)
+        if file.is_written:
+            parent.owner.leases.granted(inode.lease, created.serial, created.mode, writer=file)
+        return told, self.number(file, inode)
 
     @contextlib.asynccontextmanager
     async def changing(self, inode: Inode[RemoteNode], data: bool) -> AsyncIterator[None]:
@@ -144,6 +155,19 @@ class FileOperations(NameOperations):
         if had_data or inode.owner.is_cached(inode.handle):
             await self.recaller.drop_pages(inode)
 
+    async def written(self, file: RemoteFile, write: abi.WriteIn) -> None:
+        """As `data_changed`, after a WRITE.
+
+        What comes from the page cache is what all who read it there see; dropping it would wait for this very answer.
+        """
+        assert file.inode is not None  # since it was numbered
+        if write.write_flags & abi.WRITE_FROM_CACHE:
+            file.inode.broken()
+            return
+        await self.data_changed(file)
+        if file.has_pages:  # read again since the kernel dropped them before it sent the write
+            await self.recaller.drop_pages(file.inode, write.offset, write.size_bytes)
+
     async def data_changed(self, file: RemoteFile) -> None:
         """A write through this file was answered, or nobody knows; before the kernel hears of it."""
         if file.inode is not None:
@@ -172,8 +196,36 @@ class FileOperations(NameOperations):
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer will do
-        file = self.files[fh]
-        return await (self.read_cached(file, off, size) if file.is_cached else file.read(off, size))
+        raw = self.current_request(abi.READ)
+        return await self.read_blocks(self.files[fh], off, size, raw is not None and abi.read_fills_pages(raw))
+
+    def read_blocks(
+        self, file: RemoteFile, offset: int, size_bytes: int, fills_pages: bool
+    ) -> Coroutine[Any, Any, Buffer]:
+        """READ.  *fills_pages*: it is for the page cache."""
+        if file.is_cached:
+            return self.read_cached(file, offset, size_bytes)
+        if fills_pages and file.is_written:
+            return self.read_mapped(file, offset, size_bytes)
+        return file.read(offset, size_bytes)
+
+    async def read_mapped(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
+        """A READ of pages that a program may change by itself, without a call.
+
+        They may stay while nobody else may look at the file; otherwise what is stored there has to come out at once.
+        """
+        inode = file.inode
+        assert inode is not None  # since it was numbered
+        if not file.unsent.is_allowed:
+            await file.unsent.ask_for_mapping()
+        hold = inode.hold if file.unsent.is_allowed else None
+        if hold is not None:
+            file.has_pages = inode.lease.told = True  # before: a recall that comes meanwhile has to forget them
+        try:
+            return await file.read(offset, size_bytes)
+        finally:
+            if hold is None or not file.unsent.is_allowed or inode.hold != hold:
+                self.recaller.drop_pages_soon(inode, offset, size_bytes)
 
     async def read_cached(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
         """A READ that fills pages.  They may stay if the data were under a lease from before it was asked until now.
@@ -224,15 +276,18 @@ class FileOperations(NameOperations):
         """Only without the hook; with it takenops.py answers WRITE."""
         file = self.files[fh]
         try:
-            return await (file.append(buf) if file.appends else file.write(off, buf))
+            return await file.write(None if file.appends else off, buf)
         finally:
             await self.data_changed(file)
 
     @answering
     async def flush(self, fh: int) -> None:
-        raw = self.current_request(abi.FLUSH)
-        if raw is not None:
-            await self.files[fh].release_ranges(abi.flush_lock_owner(raw))
+        raw, file = self.current_request(abi.FLUSH), self.files[fh]
+        try:
+            await file.settle()
+        finally:
+            if raw is not None:
+                await file.release_ranges(abi.flush_lock_owner(raw))
 
     @answering
     async def release(self, fh: int) -> None:

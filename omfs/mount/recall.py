@@ -143,6 +143,7 @@ class Recaller:
         if isinstance(recall, wire.RecallAll):
             await node.open_unopened()
             await self._forget_all(node)
+            await node.behind.drain()
         else:
             known = self._known(node, recall.handle)
             if known is not None:
@@ -151,11 +152,10 @@ class Recaller:
                 )
                 if known.is_directory:
                     await self._forget_names(known, names, left)
-                elif names is not None or left is Mode.NONE:  # else only writes would have to be given up
-                    if known.lease.data:
-                        await self._wait_closed(known)
-                    await node.open_unopened(known.handle)  # it may be about to go
+                elif names is not None:
                     await self._forget(known, names, left)
+                else:
+                    await self._give_up(known, left)
         self.counters.recalled(time.perf_counter() - begun_s)
 
     def _known(self, node: RemoteNode, handle: bytes) -> Inode[RemoteNode] | None:
@@ -183,6 +183,24 @@ class Recaller:
                 await dropping.wait()
         finally:
             Holder.end_recall(lease, left)
+
+    async def _give_up(self, inode: Inode[RemoteNode], left: Mode) -> None:
+        """A file: what was written is at the owner, and unless *left* is SHARED nothing is cached any more.
+
+        Writes that come meanwhile wait for the owner.  Pages that were changed through a mapping come as writes during
+        the passes, which wait for them.
+        """
+        inode.owner.writing_recalled(inode.handle)
+        if left is Mode.NONE and inode.lease.data:
+            await self._wait_closed(inode)
+            await inode.owner.open_unopened(inode.handle)  # it may be about to go
+        Holder.begin_recall(inode.lease)
+        try:
+            if left is Mode.NONE or inode.owner.is_mapped(inode.handle):
+                await self._forget(inode, None, left)
+            await inode.owner.give_up_writing(inode.handle)
+        finally:
+            Holder.end_recall(inode.lease, left)
 
     @staticmethod
     async def _wait_closed(inode: Inode[RemoteNode]) -> None:
@@ -266,7 +284,7 @@ class Recaller:
         if inode.is_directory:
             self._on_stale(inode.id)
         self.counters.dropped_names += len(names)
-        pages = inode.lease.data or inode.owner.is_cached(inode.handle)
+        pages = inode.lease.data or inode.owner.is_cached(inode.handle) or inode.owner.is_mapped(inode.handle)
         self.counters.dropped_pages += pages
         recent_s = trio.current_time() - REVALIDATED_S
         dropped = frozenset(name for name in names if self._revalidated.get((inode.id, name), recent_s) > recent_s)
@@ -276,12 +294,17 @@ class Recaller:
 
     def _lapse(self, node: RemoteNode, reason: str) -> None:
         self.counters.lapses += 1
+        if (
+            not node.leases.owner_restarted
+        ):  # else the new one may have kept what the old one granted, and judges itself
+            node.behind.lose(f"node {node.node_id}: {reason}")
         for inode in self._inodes.of_owner(node):
             inode.broken()
         node.lapse_soon()
 
     async def _drop_lapsed(self, node: RemoteNode) -> None:
         await self._forget_all(node)
+        await node.behind.drain()  # of an owner that restarted; the others wait for us until we are through
         node.peer.lapse_handled()
 
     async def forget_node(self, node: RemoteNode) -> None:
@@ -289,6 +312,7 @@ class Recaller:
         self._served.discard(node)
         node.leases.is_enabled = False
         await self._forget_all(node)
+        await node.behind.drain()
 
     def _root_changed(self, node: RemoteNode) -> None:
         directory = self._inodes.directory(node)

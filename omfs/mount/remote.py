@@ -27,6 +27,7 @@ from omfs.errors import HelloRefused, Interrupted, NameAbsent, NodeDown, OmfsErr
 from omfs.mount.callers import ROOT
 from omfs.mount.counters import Counters
 from omfs.mount.heldleases import Granting, HeldLeases
+from omfs.mount.writebehind import WriteBehind
 from omfs.net.peer import Peer
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then no
 _CLOSE_WRITTEN_S: Final = 0.001  # until then nobody can execute the file there (ETXTBSY)
 _CLOSE_READ_S: Final = 0.01
 _CLOSES_MAX: Final = 1024  # in one message
+_LAST_WRITES_S: Final = 30.0  # a mount that ends waits so long for an owner that is away: then it is cut off anyway
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _OWED_MAX: Final = 65536  # a session of a node that is away for good ends at its side anyway
 _UNDELIVERED: Final = (NodeDown, HelloRefused, OutcomeUnknown, Interrupted)
 
@@ -79,6 +82,7 @@ class RemoteNode:
         self.on_lapsed: Callable[[], Awaitable[None]] | None = None  # make the kernel forget everything; by recall.py
         self.on_root_changed: Callable[[], None] | None = None  # the same for the names of /mfs/<N>
         self._lapsed = trio.Event()
+        self.behind = WriteBehind(self.counters)
         self.files: dict[bytes, set[RemoteFile]] = {}
         self.root_attributes: wire.Attributes | None = None  # as last seen
         self._root: bytes | None = None
@@ -96,9 +100,14 @@ class RemoteNode:
         """Whether the kernel reads a file that is open here through its page cache."""
         return handle is not None and any(file.is_cached for file in self.files.get(handle, ()))
 
+    def is_mapped(self, handle: bytes | None) -> bool:
+        """Whether the kernel has pages of a file that is open for writing here: a mapping."""
+        return handle is not None and any(file.has_pages for file in self.files.get(handle, ()))
+
     def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:
         """The process that *task* works for was signalled."""
         self.peer.interrupt(task, still_wanted)
+        self.behind.interrupt(task, still_wanted)
 
     async def open_unopened(self, handle: bytes | None = None) -> None:
         """Let the owner know what is open here before this object, or (None) any, may change or go."""
@@ -109,10 +118,46 @@ class RemoteNode:
                         nursery.start_soon(file.open_now)
 
     async def give_back_all(self) -> None:
-        """The mount has ended: nothing of this owner is cached any more."""
+        """The mount has ended: what was written is sent, and nothing of this owner is cached any more."""
+        if self.behind.files:
+            with trio.move_on_after(_LAST_WRITES_S):
+                await self.behind.drain()
+            self.behind.lose(f"node {self.node_id} can't be reached, and this mount ends")
         if self.peer.state == "up":
             with trio.move_on_after(_SILENT_S), contextlib.suppress(OmfsError):
                 await self.peer.call(wire.ReturnLeases((), everything=True), wire.Done)
+
+    # ------------------------------------------------------------ what is written and not sent yet
+
+    async def drain(self, handle: bytes | None) -> None:
+        """What was written to this file before is at the owner now (or has failed), so that it can be asked about it.
+
+        Raises Interrupted.
+        """
+        if self.behind.files and handle is not None:
+            for file in tuple(self.files.get(handle, ())):
+                await file.drain()
+
+    def writing_recalled(self, handle: bytes | None) -> None:
+        """The lease on it is being taken away."""
+        if handle is not None:
+            for file in self.files.get(handle, ()):
+                file.recalled()
+
+    async def give_up_writing(self, handle: bytes | None) -> None:
+        """As `drain`, for a recall, which made the kernel forget its pages before."""
+        if handle is not None:
+            for file in tuple(self.files.get(handle, ())):
+                await file.give_up_writing()
+
+    @property
+    def unsent_handles(self) -> frozenset[bytes]:
+        """Of these the owner tells old sizes and times if it is asked now.
+
+        As of before the question: it may have been answered before they were sent, though they are sent by then.
+        """
+        files = self.behind.files
+        return frozenset(unsent.handle for unsent in files) if files else _NOTHING
 
     # ------------------------------------------------------------ the tree's root
 
@@ -189,9 +234,15 @@ class RemoteNode:
     async def look_up(self, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
         """Raises NameAbsent, also with grants that count."""
         self.counters.asked_look_ups += 1
-        asked_in = self.leases.round
+        unsent, asked_in = self.unsent_handles, self.leases.round
+        request = wire.LookUp(parent, name, caller)
         try:
-            return self.leases.counts(asked_in, await self.peer.call(wire.LookUp(parent, name, caller), wire.Found))
+            found = self.leases.counts(asked_in, await self.peer.call(request, wire.Found))
+            if found.handle in unsent:  # what is written from here on the kernel knows better than this answer
+                await self.drain(found.handle)
+                asked_in = self.leases.round
+                found = self.leases.counts(asked_in, await self.peer.call(request, wire.Found))
+            return found
         except NameAbsent as absent:
             if not asked_in or self.leases.round != asked_in:
                 absent.serial = 0
@@ -209,6 +260,7 @@ class RemoteNode:
         return await self.ask(wire.MakeSymlink(parent, name, target, caller), wire.Found)
 
     async def make_link(self, handle: bytes, parent: bytes, name: bytes, caller: wire.Caller) -> wire.Found:
+        await self.drain(handle)
         return await self.ask(wire.MakeLink(handle, parent, name, caller), wire.Found)
 
     async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> None:
@@ -228,9 +280,11 @@ class RemoteNode:
 
     async def get_attributes(self, handle: bytes) -> wire.AttributesGot:
         self.counters.asked_attributes += 1
+        await self.drain(handle)
         return await self.ask(wire.GetAttributes(handle), wire.AttributesGot)
 
     async def set_attributes(self, request: wire.SetAttributes) -> wire.Attributes:
+        await self.drain(request.handle)
         return (await self.peer.call(request, wire.AttributesGot)).attributes
 
     async def check_access(self, handle: bytes, mask: int, caller: wire.Caller) -> None:
@@ -245,6 +299,7 @@ class RemoteNode:
         return (await self.peer.call(wire.GetXattr(handle, name, caller), wire.XattrGot)).value
 
     async def set_xattr(self, handle: bytes, name: bytes, value: bytes, flags: int, caller: wire.Caller) -> None:
+        await self.drain(handle)  # a later write would take file capabilities away again
         await self.peer.call(wire.SetXattr(handle, name, value, flags, caller), wire.Done)
 
     async def list_xattrs(self, handle: bytes, caller: wire.Caller) -> tuple[bytes, ...]:
@@ -252,6 +307,7 @@ class RemoteNode:
         return (await self.peer.call(wire.ListXattrs(handle, caller), wire.XattrsListed)).names
 
     async def remove_xattr(self, handle: bytes, name: bytes, caller: wire.Caller) -> None:
+        await self.drain(handle)
         await self.peer.call(wire.RemoveXattr(handle, name, caller), wire.Done)
 
     # ------------------------------------------------------------ what is owed, and restarts
@@ -298,6 +354,7 @@ class RemoteNode:
             nursery.start_soon(self._close_together, self._written)
             nursery.start_soon(self._return_leases)
             nursery.start_soon(self._drop_what_lapsed)
+            nursery.start_soon(self.behind.run)
             await self._look_after()
 
     async def _look_after(self) -> None:
@@ -321,6 +378,7 @@ class RemoteNode:
         """False if it is to be tried again."""
         try:
             if file.is_lost:
+                await self.drain(file.handle)  # the file that is EXCLUSIVE is opened again first
                 await file.recover(file.open_id)
         except _UNDELIVERED:
             return False

@@ -4,7 +4,8 @@ When the owner restarted it does not know the open id any more (OpenLost): the h
 taken again, and the call is repeated, which is safe as it was refused unexecuted.  A lock that somebody else got
 meanwhile is lost: then every further read and write through the file fails with EIO, as the program believes
 itself alone.  A lock call whose outcome is not known leaves a doubt: the owner may hold a lock for nobody until it is
-told what we hold (`settle_doubts`).  Called by operations_*.py, takenops.py and remote.py.
+told what we hold (`settle_doubts`).  What was written and is not sent yet (writebehind.py) comes before whatever looks
+at the file.  Called by operations_*.py, takenops.py and remote.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Final, TypeVar
 import trio
 
 from omfs import wire
+from omfs.cache.holder import Holder
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
 from omfs.mount.inodes import Inode
 from omfs.mount.ranges import Range, changed, requests_for
 from omfs.mount.remote import RemoteNode
+from omfs.mount.writebehind import Unsent
 from omfs.net.frames import Buffer
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ async def open_file(
     """Open an existing object; *flags* as open(2).  *execute*: to run it, which asks for x, not for r."""
     flags &= _KEPT_FLAGS
     node.counters.asked_opens += 1
+    await node.drain(handle)
     opened = await node.ask(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
     return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute), opened
 
@@ -94,6 +98,7 @@ class RemoteFile:
         self.appends = bool(flags & os.O_APPEND)
         self.is_written = bool(flags & os.O_ACCMODE)
         self.is_cached = False  # the kernel reads it through its page cache; set by operations_files.py
+        self.has_pages = False  # of a mapping, though it is open for writing; likewise
         self.inode: Inode[RemoteNode] | None = None  # likewise
         self._caller = caller
         self._flags = flags
@@ -110,40 +115,93 @@ class RemoteFile:
         self._closed = False
         if open_id == _UNOPENED:
             node.unopened.add(self)
+        self._unsent: Unsent | None = None
         node.files.setdefault(handle, set()).add(self)
 
     # ------------------------------------------------------------ data
 
     async def read(self, offset: int, size_bytes: int) -> Buffer:
         """Up to *size_bytes*; fewer only at the end of the file."""
+        await self.node.drain(self.handle)
         self.node.counters.asked_reads += 1
         return (await self._call_checked(lambda: wire.ReadBlocks(self.open_id, offset, size_bytes), wire.BlocksRead))[1]
 
-    async def write(self, offset: int, data: Buffer, kill_set_id: bool = False) -> int:
-        """*kill_set_id*: the writer may not keep the set-id bits of the file."""
-        written, _ = await self._call_checked(
-            lambda: wire.WriteBlocks(self.open_id, offset, kill_set_id), wire.BlocksWritten, data
-        )
-        return written.size_bytes
+    async def write(
+        self, offset: int | None, data: Buffer, kill_set_id: bool = False, behind: bool = False
+    ) -> int:  # fmt: skip
+        """At *offset*, or (None) at the end, wherever that is by then, as one record.
 
-    async def append(self, data: Buffer, kill_set_id: bool = False) -> int:
-        """Write at the end, wherever that is by then, as one record."""
-        written, _ = await self._call_checked(
-            lambda: wire.AppendBlocks(self.open_id, kill_set_id), wire.BlocksWritten, data
-        )
-        return written.size_bytes
+        *kill_set_id*: the writer may not keep the set-id bits of the file.  *behind*: the program was answered already
+        (writebehind.py, through which all writes come).
+        """
+
+        def request() -> wire.Message:
+            if offset is None:
+                return wire.AppendBlocks(self.open_id, kill_set_id, behind)
+            return wire.WriteBlocks(self.open_id, offset, kill_set_id, behind)
+
+        return (await self._call_checked(request, wire.BlocksWritten, data))[0].size_bytes
+
+    @property
+    def unsent(self) -> Unsent:
+        """What was written through this file and is not at the owner yet."""
+        if self._unsent is None:
+            self._unsent = Unsent(self)
+        return self._unsent
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is unsent, and no error waits to be told."""
+        return self._unsent is None or not (self._unsent.is_dirty or self._unsent.has_failed)
+
+    async def drain(self) -> None:
+        """What was written through this file before is at the owner now, or has failed; see `settle`."""
+        if self._unsent is not None:
+            await self._unsent.drain()
+
+    def recalled(self) -> None:
+        """The lease is being taken away."""
+        if self.is_written:
+            self.unsent.recalled()
+
+    async def give_up_writing(self) -> None:
+        """As `drain`, because the lease is taken away; the kernel has no pages left."""
+        self.has_pages = False
+        await self.drain()
+
+    async def settle(self) -> None:
+        """As `drain`.  Raises, once, what became of it."""
+        if self._unsent is not None:
+            await self._unsent.drain()
+            self._unsent.raise_error()
+
+    async def ask_exclusive(self) -> bool:
+        """Whether the owner grants that writes are answered before it has them."""
+        inode = self.inode
+        assert inode is not None  # since it was numbered
+        asked_in = self.node.leases.round
+        granted = await self._call(lambda: wire.AskLease(self.open_id), wire.LeaseGranted)
+        granted = self.node.leases.counts(asked_in, granted)
+        self.node.leases.granted(inode.lease, granted.serial, granted.mode, writer=self)
+        return inode.lease.is_exclusive
 
     async def sync(self, data_only: bool) -> None:
+        await self.node.drain(self.handle)
+        await self.settle()
         await self._call(lambda: wire.SyncFile(self.open_id, data_only), wire.Done)
 
     async def allocate(self, mode: int, offset: int, size_bytes: int) -> None:
+        await self.node.drain(self.handle)
         await self._call_checked(lambda: wire.AllocateSpace(self.open_id, mode, offset, size_bytes), wire.Done)
 
     async def seek(self, offset: int, whence: int) -> int:
+        await self.node.drain(self.handle)
         return (await self._call(lambda: wire.SeekFile(self.open_id, offset, whence), wire.SeekDone)).offset
 
     async def copy_to(self, source_offset: int, target: RemoteFile, target_offset: int, size_bytes: int) -> int:
         """copy_file_range(2) on the owner of both."""
+        await self.node.drain(self.handle)
+        await self.node.drain(target.handle)
         for _ in range(_REOPENS_MAX):
             try:
                 for file in (self, target):
@@ -166,21 +224,34 @@ class RemoteFile:
                 request.size_bytes, request.atime_ns, request.mtime_ns, request.atime_now, request.mtime_now,
             )  # fmt: skip
 
+        await self.node.drain(self.handle)
         return (await self._call_checked(through, wire.AttributesGot))[0].attributes
 
     async def read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
+        unsent = self.node.unsent_handles
+        read = await self._read_directory(cursor, size_bytes)
+        early = [entry.handle for entry in read.entries if entry.handle in unsent] if unsent else ()
+        if not early:
+            return read
+        for handle in early:  # the owner told sizes that are not those of what was written here
+            await self.node.drain(handle)
+        return await self._read_directory(cursor, size_bytes)
+
+    async def _read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
         asked_in = self.node.leases.round
         read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
         return self.node.leases.counts(asked_in, read)
 
     async def open_for_lease(self) -> wire.FileOpened:
         """Open it once more, as it was opened, and close that at once: for what the owner grants with it."""
+        await self.node.drain(self.handle)
         opened = await self.node.ask(self._open_again(), wire.FileOpened)
         self.node.close_soon(opened.open_id, written=False)
         return opened
 
     async def close(self) -> None:
         """Give it back; whatever happens, this open id is not used again."""
+        await self.drain()  # what fails now nobody can be told: the program's close(2) has returned
         self._closed = True
         self._flock_doubtful = False
         self._doubts.clear()
@@ -195,6 +266,8 @@ class RemoteFile:
             self.inode.wake()
         if self.open_id == _UNOPENED:
             return
+        if self.is_written and self.inode is not None:
+            Holder.stopped_writing(self.inode.lease, self)
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
             return

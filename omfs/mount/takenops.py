@@ -17,6 +17,8 @@ import stat
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
+
 from omfs.errors import NameAbsent
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.handlers import Foundation
@@ -40,15 +42,66 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
     write = abi.write_in(request)
     file = operations.files[write.fh]
     data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
-    # The flags of now, not of open(2): fcntl(F_SETFL) may have changed O_APPEND.  What comes from the page cache
-    # (a shared mmap) has its place.
-    kill_set_id = bool(write.write_flags & abi.WRITE_KILL_SUIDGID)
     try:
-        if write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE:
-            return abi.write_reply(unique, await file.append(data, kill_set_id))
-        return abi.write_reply(unique, await file.write(write.offset, data, kill_set_id))
+        size_bytes = await file.unsent.write(
+            _place(write),
+            data,
+            _kills_set_id(write),
+            may_ask=not write.write_flags & abi.WRITE_FROM_CACHE,
+            must_arrive=_is_synchronous(write),
+        )
+        return abi.write_reply(unique, size_bytes)
     finally:
-        await operations.data_changed(file)
+        await operations.written(file, write)
+
+
+def _take_write(operations: FileOperations, write_slowly: Taker) -> Taker:
+    def take_write(hook: Hook, request: memoryview) -> Taken:
+        """Under an EXCLUSIVE lease a write is answered here, unless something must be waited for."""
+        write = abi.write_in(request)
+        file = operations.files.get(write.fh)
+        if file is None or file.inode is None or _is_synchronous(write):
+            return write_slowly(hook, request)
+        if not write.write_flags & abi.WRITE_FROM_CACHE and not operations.is_alone(file):
+            return write_slowly(hook, request)
+        unsent = file.unsent
+        if unsent.has_failed or not unsent.is_allowed or not unsent.has_room(write.size_bytes):
+            return write_slowly(hook, request)
+        data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
+        is_ready = unsent.put(_place(write), data, _kills_set_id(write))
+        file.inode.broken()
+        hook.answer(abi.write_reply(hook.unique, write.size_bytes))
+        return _let_senders_run() if is_ready else None
+
+    return take_write
+
+
+async def _let_senders_run() -> None:
+    await trio.lowlevel.checkpoint()  # else a row of large writes would leave them no time
+
+
+def _place(write: abi.WriteIn) -> int | None:
+    """Where it goes; None: to the end of the file.
+
+    By the flags of now, not of open(2): fcntl(F_SETFL) may have changed O_APPEND.  What comes from the page cache (a
+    shared mmap) has its place.
+    """
+    appends = write.open_flags & os.O_APPEND and not write.write_flags & abi.WRITE_FROM_CACHE
+    return None if appends else write.offset
+
+
+def _is_synchronous(write: abi.WriteIn) -> bool:
+    """O_SYNC, O_DSYNC, or a mount with -o sync: the kernel says so with each write."""
+    return bool(write.open_flags & os.O_DSYNC)
+
+
+def _kills_set_id(write: abi.WriteIn) -> bool:
+    return bool(write.write_flags & abi.WRITE_KILL_SUIDGID)
+
+
+async def _flush(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+    await operations.files[abi.file_number(request)].settle()
+    return abi.reply(unique)
 
 
 def _look_up(just_told: JustTold) -> Handler:
@@ -142,8 +195,7 @@ async def _open(operations: FileOperations, request: memoryview, unique: int) ->
 
 async def _read(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     fh, offset, size_bytes = abi.read_in(request)
-    file = operations.files[fh]
-    reading = operations.read_cached(file, offset, size_bytes) if file.is_cached else file.read(offset, size_bytes)
+    reading = operations.read_blocks(operations.files[fh], offset, size_bytes, abi.read_fills_pages(request))
     return abi.reply(unique, bytes(await reading))
 
 
@@ -200,7 +252,6 @@ _HANDLERS: Final[dict[int, Handler]] = {
     abi.RENAME2: _rename,
     abi.CREATE: _create,
     abi.RELEASE: _release,
-    abi.WRITE: _write,
     abi.SETLK: _set_lock,
     abi.SETLKW: _set_lock,
     abi.GETLK: _get_lock,
@@ -217,7 +268,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     for opcode, handler in _HANDLERS.items():
         hook.takers[opcode] = _taker(operations, handler)
     hook.takers[abi.MKDIR] = _taker(operations, _make_directory(just_told))
-    look_up = _taker(operations, _look_up(just_told))
+    look_up, flush = _taker(operations, _look_up(just_told)), _taker(operations, _flush)
     get_attributes = _taker(operations, _get_attributes)
 
     def take_look_up(hook: Hook, request: memoryview) -> Taken:
@@ -235,6 +286,8 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
         file = operations.files.get(abi.file_number(request))
         if file is None or file.is_range_locked:
             return PASSED
+        if not file.is_settled:
+            return flush(hook, request)
         hook.answer(abi.reply(hook.unique))
         return None
 
@@ -261,6 +314,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     hook.takers[abi.RMDIR] = take_rmdir
     hook.takers[abi.FLUSH] = take_flush
     hook.takers[abi.OPEN] = take_open
+    hook.takers[abi.WRITE] = _take_write(operations, _taker(operations, _write))
     hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up
     hook.takers[abi.GETATTR] = take_get_attributes

@@ -176,3 +176,26 @@ def test_with_a_new_session_serials_begin_anew(holder: Holder) -> None:
     holder.restart_serials([lease])
     assert holder.granted(lease, 1, Mode.SHARED) is Mode.SHARED
     assert holder.granted(holder.new_lease(G), 1, Mode.SHARED) is Mode.SHARED
+
+
+def test_a_file_that_is_closed_is_not_exclusive(holder: Holder) -> None:
+    lease, writer = Lease(), object()
+    holder.granted(lease, 2, Mode.SHARED)
+    holder.granted(lease, 2, Mode.EXCLUSIVE)  # more of the same answer
+    lease.writer = writer
+    holder.stopped_writing(lease, object())
+    assert lease.is_exclusive, "another file was closed"
+    holder.stopped_writing(lease, writer)
+    assert (lease.mode, lease.is_exclusive, lease.is_held) == (Mode.SHARED, False, True)
+
+
+def test_from_the_recall_on_nothing_is_exclusive(holder: Holder) -> None:
+    lease = Lease()
+    holder.granted(lease, 1, Mode.EXCLUSIVE)
+    holder.seen(F, lease, 2)
+    assert not lease.is_exclusive, "as soon as it is seen"
+    holder.begin_recall(lease)
+    assert not lease.is_exclusive
+    holder.end_recall(lease, Mode.SHARED)
+    assert (lease.mode, lease.is_exclusive) == (Mode.SHARED, False)
+    assert holder.granted(lease, 3, Mode.EXCLUSIVE) is Mode.EXCLUSIVE

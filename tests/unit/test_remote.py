@@ -55,7 +55,7 @@ async def test_after_a_restart_the_file_is_opened_again_and_the_call_repeated(pe
     peer.restart()
     assert await file.write(0, b"abc") == 3
     peer.restart()
-    assert await file.append(b"abcd") == 4
+    assert await file.write(None, b"abcd") == 4
     peer.restart()
     await file.set_attributes(wire.SetAttributes(b"handle", USER, size_bytes=3))
     assert peer.of(wire.SetAttributes)[-1].open_id == file.open_id
@@ -117,7 +117,7 @@ async def test_an_append_whose_outcome_is_unknown_is_not_repeated(peer: FakePeer
     file = await opened(node)
     peer.refuse[wire.AppendBlocks] = OutcomeUnknown("restarted")
     with pytest.raises(OutcomeUnknown):
-        await file.append(b"x")
+        await file.write(None, b"x")
     assert len(peer.of(wire.AppendBlocks)) == 1
 
 

@@ -67,7 +67,7 @@ async def test_a_lost_lock_stops_the_files_use(peer: FakePeer, node: RemoteNode,
         await file.write(0, b"x")
     if kind is wire.LockRange:  # POSIX locks belong to the process and the object
         with pytest.raises(LockLost):
-            await other.append(b"x")
+            await other.write(None, b"x")
     else:
         assert await other.read(0, 1) == b"data"
 
@@ -82,7 +82,7 @@ async def test_what_meets_the_restart_itself_does_not_go_on_without_its_lock(
     peer.refuse[wire.LockFile] = RemoteFailure(11)
     calls: dict[str, Callable[[], Any]] = {
         "write": lambda: file.write(0, b"x"),
-        "append": lambda: file.append(b"x"),
+        "append": lambda: file.write(None, b"x"),
         "allocate": lambda: file.allocate(0, 0, 1),
         "truncate": lambda: file.set_attributes(wire.SetAttributes(b"handle", USER, size_bytes=0)),
         "copy from": lambda: file.copy_to(0, other, 0, 1),

@@ -25,6 +25,7 @@ PURE: Final = (
     "omfs/export/trees.py",
     "omfs/kernel/mounttable.py",
     "omfs/lab/topology.py",
+    "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
     "omfs/mount/ranges.py",

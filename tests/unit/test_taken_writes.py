@@ -1,0 +1,215 @@
+"""WRITE, FLUSH, READ and RELEASE as the kernel sends them, under an EXCLUSIVE lease: what is answered at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from omfs import wire
+from omfs.mount import lowlevel_abi as abi
+from tests.unit.takenmount import TakenMount
+from tests.unit.writingmount import NONE, SHARED, Owner
+
+FROM_CACHE: Final = abi.WRITE_FROM_CACHE
+
+
+class Mount(TakenMount):
+    """Of the fake owner."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.owner = Owner()
+        super().__init__(nursery, self.owner)
+
+    async def wait_dropped(self) -> None:
+        """Threads run in real time, whatever the clock says."""
+        await trio.testing.wait_all_tasks_blocked()
+        for dropping in tuple(self.inode.dropping):
+            await dropping.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def recall(self, mode: wire.Mode) -> None:
+        recall = self.owner.recall(mode)
+        self.operations.recaller.seen(self.node, recall)
+        await self.operations.recaller.recall(self.node, recall)
+        self.owner.holds = False
+
+
+@pytest.fixture
+async def mount(nursery: trio.Nursery) -> Mount:
+    mount = Mount(nursery)
+    nursery.start_soon(mount.operations.recaller.run)
+    nursery.start_soon(mount.node.tend)
+    await trio.testing.wait_all_tasks_blocked()
+    return mount
+
+
+async def test_a_write_is_answered_at_once_and_the_close_sends_it(mount: Mount, autojump_clock: MockClock) -> None:
+    fh = await mount.open()
+    request = mount.write(fh, 0, b"hello")
+    assert mount.hook.answers[request] == (0, struct.pack("<II", 5, 0)), "before any task ran"
+    assert mount.owner.writes == []
+    assert await mount.flush(fh) == 0
+    assert mount.owner.writes == [(0, 5, True)]
+    before = len(mount.owner.asked)
+    assert await mount.flush(fh) == 0
+    assert len(mount.owner.asked) == before
+
+
+async def test_what_the_kernel_reuses_is_copied(mount: Mount, autojump_clock: MockClock) -> None:
+    fh = await mount.open()
+    body = bytearray(bytes(abi.IN_HEADER_BYTES) + struct.pack("<QQIIQII", fh, 0, 4, 0, 0, 0, 0) + b"data")
+    mount.hook.unique += 1
+    assert mount.hook.takers[abi.WRITE](mount.hook, memoryview(body)) is None
+    body[-4:] = b"next"
+    await mount.flush(fh)
+    assert mount.owner.data == b"data"
+
+
+@pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC])
+async def test_a_synchronous_write_waits_for_the_owner(mount: Mount, autojump_clock: MockClock, flags: int) -> None:
+    fh = await mount.open()
+    request = mount.write(fh, 0, b"hello", flags)
+    assert not mount.answered(request)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.owner.writes == [(0, 5, False)]
+
+
+async def test_append_goes_by_the_flags_of_now(mount: Mount, autojump_clock: MockClock) -> None:
+    fh = await mount.open()
+    mount.write(fh, 7, b"a", os.O_APPEND)
+    mount.write(fh, 0, b"b", os.O_APPEND, FROM_CACHE)
+    await mount.flush(fh)
+    assert [offset for offset, *_ in mount.owner.writes] == [None, 0]
+
+
+async def test_an_error_is_told_once(mount: Mount, autojump_clock: MockClock) -> None:
+    fh = await mount.open()
+    mount.owner.fails = [errno.ENOSPC, errno.EDQUOT]
+    mount.write(fh, 0, b"a")
+    assert await mount.flush(fh) == errno.ENOSPC
+    assert await mount.flush(fh) == 0
+    mount.write(fh, 0, b"a")
+    await trio.sleep(1)
+    request = mount.write(fh, 0, b"b")
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.hook.answers[request][0] == errno.EDQUOT
+    assert await mount.flush(fh) == 0
+
+
+async def test_without_the_lease_a_write_waits_for_the_owner(mount: Mount, autojump_clock: MockClock) -> None:
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    request = mount.write(fh, 0, b"hello")
+    assert not mount.answered(request)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.owner.writes == [(0, 5, False)]
+
+
+async def test_a_new_file_is_held_from_its_making(mount: Mount, autojump_clock: MockClock) -> None:
+    mount.inode.is_directory = True
+    before = len(mount.owner.asked)
+    request = mount.ask(abi.CREATE, struct.pack("<IIII", os.O_WRONLY | os.O_CREAT, 0o644, 0, 0) + b"name\0")
+    await trio.testing.wait_all_tasks_blocked()
+    error, body = mount.hook.answers[request]
+    assert not error
+    (fh,) = struct.unpack_from("<Q", body, len(body) - 16)
+    assert mount.answered(mount.write(fh, 0, b"small"))
+    assert await mount.flush(fh) == 0
+    kinds = [type(one).__name__ for one in mount.owner.asked[before:]]
+    assert kinds == ["CreateFile", "WriteBlocks"]
+
+
+# ---------------------------------------------------------------- mappings
+
+
+async def test_pages_of_a_mapping_stay_under_the_lease_until_it_is_recalled(
+    mount: Mount, autojump_clock: MockClock
+) -> None:
+    fh = await mount.open()
+    mount.read(fh, 4096, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.kernel.dropped == []
+    stored: list[int] = []
+
+    async def launder() -> None:  # the page was changed: it comes as a WRITE, which the notification waits for
+        mount.kernel.launder = None
+        request = mount.write(fh, 0, b"stored", 0, FROM_CACHE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert mount.answered(request), "not waiting for the recall that waits for it"
+        stored.append(request)
+
+    mount.kernel.launder = launder
+    await mount.recall(SHARED)
+    assert len(stored) == 1
+    assert mount.owner.data == b"stored", "before the recall is answered"
+    assert (0, 0) in mount.kernel.dropped
+    assert not mount.node.is_mapped(b"handle")
+
+
+async def test_without_the_lease_pages_of_a_mapping_are_dropped_at_once(
+    mount: Mount, autojump_clock: MockClock
+) -> None:
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    mount.read(fh, 4096, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    await mount.wait_dropped()
+    assert len(mount.owner.of(wire.AskLease)) == 1
+    assert mount.kernel.dropped == [(0, 4096)]
+    mount.read(fh, 4096, abi.READ_LOCK_OWNER)
+    await mount.wait_dropped()
+    assert len(mount.owner.of(wire.ReadBlocks)) == 2
+    assert mount.kernel.dropped == [(0, 4096)], "a read(2) fills no pages"
+
+
+async def test_a_page_does_not_wait_for_the_lease_while_a_recall_waits_for_the_page(
+    mount: Mount, autojump_clock: MockClock
+) -> None:
+    """Else two nodes that map the same file would wait for each other: each asks, and is asked to forget that page."""
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    mount.owner.before = None
+    never = trio.Event()
+    ask = mount.owner.call_for_bulk
+
+    async def slow(request: Any, expect: Any, bulk: Any = b"") -> Any:
+        if isinstance(request, wire.AskLease):
+            await never.wait()
+        return await ask(request, expect, bulk)
+
+    mount.owner.call_for_bulk = slow  # type: ignore[method-assign]
+    request = mount.read(fh, 4096, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not mount.answered(request)
+    await mount.recall(NONE)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.answered(request)
+    never.set()
+
+
+async def test_a_store_is_not_dropped_by_its_own_write(mount: Mount, autojump_clock: MockClock) -> None:
+    """The notification would wait for the page, and the page for the answer."""
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    mount.inode.lease.data = True
+    await mount.asked(abi.WRITE, struct.pack("<QQIIQII", fh, 0, 1, FROM_CACHE, 0, 0, 0) + b"x")
+    assert mount.kernel.dropped == []
+    await mount.asked(abi.WRITE, struct.pack("<QQIIQII", fh, 0, 1, 0, 0, 0, 0) + b"x")
+    await mount.wait_dropped()
+    assert mount.kernel.dropped == [(0, 0)]
+
+
+async def test_a_write_beside_a_mapping_drops_what_was_read_again(mount: Mount, autojump_clock: MockClock) -> None:
+    fh = await mount.open()
+    mount.read(fh, 4096, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    mount.write(fh, 0, b"abc")
+    await mount.wait_dropped()
+    assert mount.kernel.dropped == [(0, 3)]
