@@ -343,7 +343,8 @@ class Owner:
             return Mode.NONE
         if held is not None and held.mode > mode:
             mode = held.mode  # it does not lose by asking for less
-        if not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
+        is_alone = len(leased.held) == (held is not None)  # nearly always
+        if not is_alone and not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
             return Mode.NONE
         if held is None:
             leased.held[session] = Held(mode, serial)
