@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omfs.net import spin
-from omfs.net.spin import SPIN_MAX_S, SPIN_MIN_S, Spinner
+from omfs.net.spin import BUSY_FOR_S, BUSY_S, SPIN_MAX_S, SPIN_MIN_S, Spinner
 
 LOOK_S = 0.00001
 TIMEOUT_S = 0.001
@@ -20,7 +20,12 @@ class Device:
         self.now_s = 0.0
         self.next_s = float("inf")
         self.sleeps = 0
+        self.slice_s = 0.0  # what others compute when the processor is left to them
         monkeypatch.setattr(spin.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(spin.os, "sched_yield", self.leave)
+
+    def leave(self) -> None:
+        self.now_s += self.slice_s
 
     def poll(self, timeout_s: float) -> list[tuple[int, int]]:
         if timeout_s:
@@ -71,3 +76,22 @@ def test_what_comes_later_than_the_longest_look_teaches_nothing(device: Device) 
     spinner = Spinner()
     assert waited(spinner, device, SPIN_MAX_S + SPIN_MIN_S) == (True, 1)
     assert spinner.spin_s == SPIN_MIN_S
+
+
+def test_beside_others_that_compute_nobody_looks(device: Device) -> None:
+    spinner = Spinner()
+    device.slice_s = 3 * BUSY_S
+    waited(spinner, device, SPIN_MIN_S / 2)  # the slice is lost, and teaches
+    assert waited(spinner, device, SPIN_MIN_S / 2) == (True, 1)
+    assert spinner.spin_s == SPIN_MAX_S  # what it learns meanwhile is for later
+    device.now_s += BUSY_FOR_S
+    device.slice_s = 0.0
+    assert waited(spinner, device, SPIN_MIN_S / 2) == (True, 0)
+    assert waited(spinner, device, SPIN_MAX_S / 2) == (True, 0)
+
+
+def test_others_that_compute_a_little_do_not_matter(device: Device) -> None:
+    spinner = Spinner()
+    device.slice_s = SPIN_MIN_S / 4
+    waited(spinner, device, SPIN_MIN_S / 2)
+    assert waited(spinner, device, SPIN_MIN_S / 2) == (True, 0)
