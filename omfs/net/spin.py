@@ -24,7 +24,7 @@ from typing import Final
 SPIN_MIN_S: Final = 0.00015  # most replies within one network have come by then
 SPIN_MAX_S: Final = 0.0006  # with a program's own work, and a busy processor, between two requests
 BUSY_S: Final = 0.001  # away for so long: another process computes
-BUSY_FOR_S: Final = 0.05  # so long it is left alone then; a slice is lost each time that we look whether it still does
+BUSY_FOR_S: Final = 0.1  # so long it is left alone then; a slice is lost each time that we look whether it still does
 
 
 class Spinner:
