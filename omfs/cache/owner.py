@@ -368,7 +368,9 @@ class Owner:
                 self._tidy(handle, leased)
                 return Mode.NONE
             self.exclusive[handle] = session
-        elif not all(key == session or may_hold(mode, other.mode) for key, other in leased.held.items()):
+        elif len(leased.held) > (held is not None) and not all(
+            key == session or may_hold(mode, other.mode) for key, other in leased.held.items()
+        ):
             return Mode.NONE
         if held is None:
             leased.held[session] = Held(mode, serial)

@@ -85,7 +85,8 @@ class Leasing:
         self._term_s = term_s
         self._end_session = end_session
         self._sessions: dict[bytes, Asked] = {}
-        self._keys: dict[bytes, set[bytes]] = {}  # leased handles by the keys of localchanges.py
+        self._keys: dict[bytes, set[bytes]] = {}  # leased handles by the keys of localchanges.py ...
+        self._unindexed: list[Change] = []  # ... but for these, looked at when somebody asks, or the table is written
         self._waiting: dict[Ticket, trio.Event] = {}
         self._look_ups: set[Ticket] = set()  # among them
         self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
@@ -262,10 +263,12 @@ class Leasing:
 
     def is_of_interest(self, key: bytes) -> bool:
         """Whether anything is leased of the object with this kernel handle."""
+        self._index_changes()
         return key in self._keys
 
     def handles_of(self, key: bytes) -> list[bytes]:
         """The leased handles of the object with this kernel handle (one per export tree and mount)."""
+        self._index_changes()
         return list(self._keys.get(key, ()))
 
     def changed_here(self, handle: bytes, names: tuple[bytes, ...] | None) -> None:
@@ -371,20 +374,19 @@ class Leasing:
         if not changes:
             return
         self.owner.changes = []
-        for _, handle, mode, _ in changes:
-            if mode is not Mode.NONE or not self.owner.is_held(handle):
-                self._index(handle, mode is not Mode.NONE)
-        shared_again, self.owner.shared_again = self.owner.shared_again, []
-        for handle in shared_again:
-            self.on_shared_again(handle)
         self._unwritten += changes
+        self._unindexed += changes
         if not self.is_behind:
             self.is_behind = True
             self._table.note_behind(True)
         self._unwritten_wakes.set()
+        shared_again, self.owner.shared_again = self.owner.shared_again, []
+        for handle in shared_again:
+            self.on_shared_again(handle)
 
     def write(self) -> None:
         """Write the table now.  Where that fails (a full disk) it stays behind, and says so."""
+        self._index_changes()
         if not self._unwritten:
             return
         try:
@@ -422,6 +424,12 @@ class Leasing:
         if not self._unwritten and not self._uncertain:
             self._table.note_behind(False)
         self._table.close()
+
+    def _index_changes(self) -> None:
+        """A grant does not wait for it: nobody asks before the next native change."""
+        changes, self._unindexed = self._unindexed, []
+        for handle in {change.handle for change in changes}:
+            self._index(handle, self.owner.is_held(handle))
 
     def _index(self, handle: bytes, is_leased: bool) -> None:
         """Let native changes of the object be found, or no longer."""

@@ -29,7 +29,8 @@ class HandleReader:
     def __init__(self) -> None:
         self._buffer = bytearray(_HEAD.size + HANDLE_MAX_BYTES)
         self._mount_id = ctypes.c_int()
-        self._address: Any = (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer)
+        self._address: Any = ctypes.byref((ctypes.c_char * len(self._buffer)).from_buffer(self._buffer))
+        self._handle = memoryview(self._buffer)[_HEAD.size :]
         self._mount_address: Any = ctypes.byref(self._mount_id)
 
     def read(self, fd: int) -> tuple[int, bytes, int]:
@@ -42,7 +43,7 @@ class HandleReader:
         if libc.name_to_handle_at(fd, b"", self._address, self._mount_address, AT_EMPTY_PATH) < 0:
             raise_errno()
         size, kind = _HEAD.unpack_from(buffer)
-        return kind, bytes(buffer[_HEAD.size : _HEAD.size + size]), self._mount_id.value
+        return kind, self._handle[:size].tobytes(), self._mount_id.value
 
 
 def prepare_handle(kind: int, data: bytes) -> bytes:

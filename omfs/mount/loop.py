@@ -22,7 +22,7 @@ from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wai
 
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.lowlevel import Hook
-from omfs.net import spin
+from omfs.net.spin import Spinner
 
 _FAIR_EVERY: Final = 32  # requests answered in a row before other tasks of the daemon get their turn
 _LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a reply within one network comes sooner
@@ -52,6 +52,7 @@ class Loop:
         self._in_a_row = 0
         self._poll = select.epoll()
         self._poll.register(hook.fd, select.EPOLLIN)
+        self._spinner = Spinner()
         self._polled: dict[int, tuple[int, int]] = {}  # pairs of descriptors in _poll, by identity
         self._in_vain = 0
         hook.takers[abi.INTERRUPT] = self._take_interrupt
@@ -130,7 +131,7 @@ class Loop:
             self._in_vain = _LINGERS_IN_VAIN - 1
         if self._polled.get(id(descriptors)) is not descriptors:
             self._poll_also(descriptors)
-        events = spin.poll(self._poll, _LINGER_S)
+        events = self._spinner.poll(self._poll, _LINGER_S)
         if not events:
             self._in_vain += 1
         for descriptor, _ in events:

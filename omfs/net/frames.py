@@ -83,7 +83,7 @@ class FrameReader:
         """Where to receive next; never empty."""
         if self._bulk is not None:
             return self._bulk_view
-        return self._view[self._end :]
+        return self._view[self._end :] if self._end else self._view
 
     def received(self, size_bytes: int) -> list[Frame]:
         """*size_bytes* were put into buffer(): the frames that are complete now, in order.
@@ -97,17 +97,14 @@ class FrameReader:
                 self._finish_bulk(frames)
             return frames
         self._end += size_bytes
-        while self._take(frames):
+        while self._end - self._start >= HEADER_BYTES and self._take(frames):
             pass
         self._make_room()
         return frames
 
     def _take(self, frames: list[Frame]) -> bool:
-        """Consume one frame (or its beginning, up to the bulk data) from the buffer; False: it isn't there yet."""
+        """Consume one frame (or its beginning, up to the bulk data), whose header is there; False: the rest is not."""
         start = self._start
-        available = self._end - start
-        if available < HEADER_BYTES:
-            return False
         meta_bytes, bulk_bytes, frame_id = HEADER.unpack_from(self._view, start)
         if meta_bytes > self.meta_max or bulk_bytes > self.bulk_max or not meta_bytes:
             raise WireError(self._refusal(meta_bytes, bulk_bytes))

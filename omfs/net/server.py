@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import select
@@ -25,12 +26,12 @@ import trio
 from omfs import wire
 from omfs.config import Settings
 from omfs.errors import HelloRefused, OmfsError, OpenLost, WireError
-from omfs.net import spin
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
 from omfs.net.repeats import ONCE_ONLY
 from omfs.net.session import Session, bulk_cost
+from omfs.net.spin import Spinner
 from omfs.net.tls import peer_node_id
 from omfs.net.transport import FileSlice, SocketTransport, Transport, tune, wait_tls
 
@@ -41,7 +42,7 @@ STRANGERS_MAX: Final = 128  # connections that have not said Hello yet
 SESSIONS_PER_NODE_MAX: Final = 64  # mounts of one node, counting those that ended within the last minute
 SWEEP_INTERVAL_S: Final = 1.0
 _LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a program's next request comes sooner
-_FAIR_EVERY: Final = 32  # requests answered in a row before other tasks get their turn
+_FAIR_EVERY: Final = 32  # receives in a row before other tasks get their turn
 ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
 
 Answer: TypeAlias = tuple[wire.Message, Bulk]
@@ -95,7 +96,7 @@ class Server:
         self._nursery: trio.Nursery | None = None
         self._poll: select.epoll | None = None  # all connections, while running
         self._executing = 0  # requests that run beside the readers
-        self._in_a_row = 0
+        self._spinner = Spinner()
 
     @property
     def bytes_in(self) -> int:
@@ -264,14 +265,11 @@ class Server:
     def _comes_soon(self, descriptor: int) -> bool:
         """Wait a moment, here, for the holder's next request: it often makes several in a row, and that is quicker.
 
-        Only while nothing else runs; news on any other connection ends it, and every _FAIR_EVERY requests trio's other
-        tasks get their turn.
+        Only while nothing else runs; news on any other connection ends it.
         """
-        self._in_a_row += 1
-        if self._executing or self._poll is None or self._in_a_row >= _FAIR_EVERY:
-            self._in_a_row = 0
+        if self._executing or self._poll is None:
             return False
-        events = spin.poll(self._poll, _LINGER_S)
+        events = self._spinner.poll(self._poll, _LINGER_S)
         return len(events) == 1 and events[0][0] == descriptor
 
     async def _read(self, session: Session, lane: wire.Lane, channel: Channel) -> None:
@@ -280,7 +278,9 @@ class Server:
             with contextlib.suppress(FileExistsError):  # a closed one leaves by itself
                 self._poll.register(descriptor, select.EPOLLIN)
             channel.comes_soon = self._comes_soon
-        while True:
+        for received in itertools.count(1):
+            if received % _FAIR_EVERY == 0:
+                await trio.lowlevel.checkpoint()
             for frame_id, message, bulk in await channel.receive():
                 if frame_id & REPLY_BIT:
                     session.take_answer(channel, frame_id ^ REPLY_BIT, message, bulk)

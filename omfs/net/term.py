@@ -33,19 +33,15 @@ class State(enum.Enum):
 
 
 class Term:
-    """*lapses*: how often; *state*: see above."""
+    """*lapses*: how often; *state*: see above; *until_s*: when the span ends, unless another message is answered."""
 
     def __init__(self) -> None:
         self.state = State.NOTHING
         self.lapses = 0
+        self.until_s = -math.inf  # kept, not computed: it is looked at with every request
         self._rounds = 0
         self._term_s = 0.0
         self._answered_s = -math.inf  # when the last message that was answered had been sent
-
-    @property
-    def until_s(self) -> float:
-        """When the span ends, unless another message is answered."""
-        return self._answered_s + SPAN * self._term_s
 
     @property
     def renew_every_s(self) -> float:
@@ -60,15 +56,20 @@ class Term:
         """The span has ended and nobody has been told yet."""
         return self.state is State.HELD and now_s >= self.until_s
 
+    def _measure(self, answered_s: float) -> None:
+        self._answered_s = answered_s
+        self.until_s = answered_s + SPAN * self._term_s
+
     # ------------------------------------------------------------ events
 
     def agree(self, term_s: float) -> None:
         """The owner's term, as it says with every connection."""
         self._term_s = term_s if TERM_MIN_S <= term_s <= TERM_MAX_S else 0.0
+        self._measure(self._answered_s)
 
     def answered(self, sent_s: float, now_s: float) -> None:
         """A message that was sent at *sent_s* has been answered."""
-        self._answered_s = max(self._answered_s, sent_s)
+        self._measure(max(self._answered_s, sent_s))
         if self.state is State.NOTHING and now_s < self.until_s:
             self.state = State.HELD
             self._rounds += 1
@@ -83,7 +84,7 @@ class Term:
 
     def owner_forgot(self) -> bool:
         """As `lapse`, because the owner has lost our session: what it answered before counts no more."""
-        self._answered_s = -math.inf
+        self._measure(-math.inf)
         return self.lapse()
 
     def dropped(self) -> None:

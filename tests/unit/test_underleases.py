@@ -13,6 +13,7 @@ import trio
 from omfs import wire
 from omfs.cache.owner import STUCK_S
 from omfs.export import guards
+from omfs.export.handles import prepared_of
 from omfs.export.service import ExportService
 from omfs.wiretypes import Mode
 from tests.unit.exportroom import ROOT, Asker, serving
@@ -442,6 +443,21 @@ async def test_a_session_that_has_ended_is_granted_nothing(room: Room, place: Pa
     handle = (await holder.walk(place)).handle
     room.under.session_ended(session)  # type: ignore[arg-type]
     assert room.leasing.grant(session.key, [handle]) == (0, [Mode.NONE])
+
+
+async def test_native_changes_matter_from_the_first_grant_until_the_last_is_given_back(room: Room, place: Path) -> None:
+    (place / "file").write_bytes(b"x")
+    one, _, other, _ = await two(room)
+    found = await one.walk(place / "file")
+    key = room.changes.key(None, prepared_of(found.handle))
+    assert room.leasing.is_of_interest(key)
+    again = await other.walk(place / "file")
+    await one.ask(wire.ReturnLeases(((found.handle, found.serial),)))
+    assert room.leasing.is_of_interest(key)
+    await other.ask(wire.ReturnLeases(((again.handle, again.serial),)))
+    assert not room.leasing.is_of_interest(key)
+    await one.walk(place / "file")
+    assert room.leasing.handles_of(key) == [found.handle]
 
 
 async def test_given_back_is_not_recalled(room: Room, place: Path) -> None:
