@@ -10,6 +10,7 @@ inode number, and a handle that is none, only a number for the holder to know it
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ import trio
 from omfs import wire
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import StaleHandle
+from omfs.export.bare import lists_all
 from omfs.export.disk import Disk, Place, attributes_of
 from omfs.kernel.credentials import Identity
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
@@ -36,6 +38,17 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ESTALE, errno.EREMOTE)  # vanished or h
 _OUR_TROUBLE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 log = logging.getLogger(__name__)
+
+
+class _LeftOut(enum.Enum):
+    """An entry that is not shown: a LookUp says that it is not there, or something else."""
+
+    ABSENT = enum.auto()
+    UNCLEAR = enum.auto()
+
+
+_ABSENT: Final = _LeftOut.ABSENT
+_UNCLEAR: Final = _LeftOut.UNCLEAR
 
 
 class Listing:
@@ -81,6 +94,7 @@ async def read_directory(
     has the first serial, so that every recall since makes void what it concerns.
     """
     serial, (mode,) = grant((place.handle,))
+    shows_all = lists_all(place.mount, fd)
     size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
     cursor = request.cursor
     while True:
@@ -90,9 +104,10 @@ async def read_directory(
             if start:
                 await trio.lowlevel.checkpoint()
             found = [_describe(disk, fd, place, identity, raw) for raw in taken[start : start + AT_ONCE]]
-            entries.extend(_granted([entry for entry in found if entry is not None], grant))
+            shows_all &= not any(entry is _UNCLEAR for entry in found)
+            entries.extend(_granted([entry for entry in found if isinstance(entry, wire.Entry)], grant))
         if entries or at_end:
-            return wire.DirectoryRead(tuple(entries), at_end, serial, mode)
+            return wire.DirectoryRead(tuple(entries), at_end, serial, mode, shows_all)
         cursor = taken[-1].cursor
 
 
@@ -102,17 +117,19 @@ def _granted(entries: list[wire.Entry], grant: Grant) -> Iterator[wire.Entry]:
         yield (
             entry
             if mode is wire.Mode.NONE
-            else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode)
+            else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode, entry.bare)
         )
 
 
-def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry) -> wire.Entry | None:
+def _describe(
+    disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry
+) -> wire.Entry | _LeftOut:  # fmt: skip
     if raw.kind in (DT_CHR, DT_BLK):
-        return None
+        return _ABSENT
     try:
-        handle, status = disk.look_up(fd, place, raw.name, identity)
+        handle, status, bare = disk.look_up_all(fd, place, raw.name, identity)
     except StaleHandle:
-        return None  # a mount that went away meanwhile
+        return _UNCLEAR  # a mount that went away meanwhile
     except OSError as error:
         if error.errno == errno.EACCES:
             return _name_only(place, raw)
@@ -120,8 +137,8 @@ def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: Direct
             if error.errno in _OUR_TROUBLE:
                 raise
             log.warning("%s of %s is left out of a listing: %s", raw.name, place.mount.line.mountpoint, error.strerror)
-        return None
-    return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status))
+        return _ABSENT if error.errno == errno.ENOENT else _UNCLEAR
+    return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status), bare=bare)
 
 
 def _name_only(place: Place, raw: DirectoryEntry) -> wire.Entry:

@@ -15,8 +15,9 @@ class Counters:
     """
 
     __slots__ = (
-        "answered_listings", "answered_xattrs", "asked_attributes", "asked_listings", "asked_look_ups", "asked_reads",
-        "asked_xattrs", "dropped_names", "dropped_pages", "lapses", "latency", "passes", "recalls",
+        "answered_attributes", "answered_listings", "answered_look_ups", "answered_xattrs", "asked_attributes",
+        "asked_listings", "asked_look_ups", "asked_reads", "asked_xattrs", "dropped_names", "dropped_pages", "lapses",
+        "latency", "passes", "recalls",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -25,7 +26,9 @@ class Counters:
         self.asked_listings = 0  # pieces of them
         self.asked_reads = 0
         self.asked_xattrs = 0
+        self.answered_attributes = 0
         self.answered_listings = 0
+        self.answered_look_ups = 0
         self.answered_xattrs = 0
         self.recalls = 0
         self.passes = 0

@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from omfs import wire
 from omfs.errors import NameAbsent, OmfsError
+from omfs.mount.allnames import AllNames
 from omfs.mount.callers import Callers
 from omfs.mount.counters import Counters
 from omfs.mount.inodes import ROOT_ID, Inode, InodeTable
@@ -91,6 +92,8 @@ class Foundation(pyfuse3.Operations):
         self.self_id = self_id
         self.callers = Callers()
         self.inodes: InodeTable[RemoteNode] = InodeTable()
+        self.all_names = AllNames()
+        self.xattr_changes = 0  # calls of ours that set one, begun or ended: what was asked before does not count
         for node in nodes.values():
             self.inodes.add_directory(node)
 
@@ -111,16 +114,60 @@ class Foundation(pyfuse3.Operations):
         inode = self.object(number)
         return inode.owner, inode.handle if inode.handle is not None else await inode.owner.root()
 
-    def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found) -> Told:
-        """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered."""
+    def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found, asked_at: int = -1) -> Told:
+        """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered.
+
+        *asked_at*: `xattr_changes` when it was asked.
+        """
         told, inode = self._told(parent, name, found)
-        return told._replace(attr_s=attributes_kept_s(inode, found.serial, found.mode))
+        attr_s = attributes_kept_s(inode, found.serial, found.mode)
+        if attr_s:
+            self.note_bare(inode, found.bare, asked_at)
+        return told._replace(attr_s=attr_s)
+
+    def note_bare(self, inode: Inode[RemoteNode], bare: wire.Bare, asked_at: int) -> None:
+        """An answer that has just been granted says what the object does not have."""
+        if bare and asked_at == self.xattr_changes:
+            hold = inode.hold_of_names
+            inode.bare = None if hold is None else (hold, bare)
+
+    def bare(self, number: int) -> wire.Bare:
+        """Which extended attributes the object does not have, as far as that is known now."""
+        inode = self.inodes.peek(number)
+        if inode is None or inode.bare is None:
+            return wire.Bare.UNKNOWN
+        hold, bare = inode.bare
+        return bare if hold == inode.hold_of_names else wire.Bare.UNKNOWN
 
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
         told, inode = self._told(parent, name, found)
-        parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        is_granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        if is_granted and not told.was_known:  # so it is new, or was not changed by us since
+            self.note_bare(inode, found.bare, self.xattr_changes)
+            if inode.is_directory and isinstance(found, wire.Found):
+                inode.keep_attributes(found.attributes)
+                if found.lists_all:
+                    self.all_names.know(inode, ())
         return told
+
+    def told_attributes(self, number: int) -> wire.Attributes | None:
+        """Attributes of a directory that the kernel may be told now without asking, for ever."""
+        inode = self.inodes.peek(number)
+        attributes = inode.attributes if inode is not None else None
+        if inode is None or attributes is None or not inode.owner.leases.tell_unasked(inode.lease):
+            return None
+        self.counters.answered_attributes += 1
+        return attributes
+
+    def told_absent(self, number: int, name: bytes) -> bool:
+        """Whether the kernel may be told without asking that there is no such name, for ever."""
+        directory = self.inodes.peek(number)
+        if directory is None or not self.all_names.is_absent(directory, name):
+            return False
+        is_told = directory.owner.leases.may_name_unasked(directory.lease, name)
+        self.counters.answered_look_ups += is_told
+        return is_told
 
     def _told(
         self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated

@@ -27,6 +27,7 @@ from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
 from omfs.mount.remotefile import create_file
 from omfs.mount.taker import taker
+from omfs.mount.unasked import answer_unasked
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,10 @@ def _look_up(just_told: JustTold) -> Handler:
     async def look_up(operations: FileOperations, request: memoryview, unique: int) -> bytes:
         hook = operations.hook
         thread, name, caller = hook.pid, abi.last_name(request), operations.callers.caller(hook)
-        parent = operations.object(hook.node_id)
+        parent, asked_at = operations.object(hook.node_id), operations.xattr_changes
         node, handle = await operations.place(hook.node_id)
         try:
-            told = operations.found(parent, name, await node.look_up(handle, name, caller))
+            told = operations.found(parent, name, await node.look_up(handle, name, caller), asked_at)
         except NameAbsent as absent:
             absent_s = operations.absent_s(parent, name, absent)
             if not absent_s:
@@ -254,6 +255,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up
     hook.takers[abi.GETATTR] = take_get_attributes
+    answer_unasked(hook, operations)
 
 
 def _taker(operations: FileOperations, handler: Handler) -> Taker:

@@ -264,14 +264,27 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.Found(
-            handle=b"file", attributes=ATTRIBUTES, serial=300, mode=wire.Mode.SHARED, parent_mode=wire.Mode.EXCLUSIVE
+            handle=b"file",
+            attributes=ATTRIBUTES,
+            serial=300,
+            mode=wire.Mode.SHARED,
+            parent_mode=wire.Mode.EXCLUSIVE,
+            bare=wire.Bare.OF_ACCESS,
+            parent=ATTRIBUTES,
+            lists_all=True,
         ),
-        "3700000000000000020100000000008096a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
-        "fe362a0001ff00cfffffffffffffffffcd012c0102",
+        "5e00000000000000020100000000008099a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
+        "fe362a0001ff00cfffffffffffffffffcd012c0102019ccd81a401cd03e8cd03e8000508cd1000cf17979cfe362a0001ff00"
+        "cfffffffffffffffffc3",
     ),
     (
         wire.NameMissing(serial=301, parent_mode=wire.Mode.SHARED),
         "1100000000000000020100000000008093ab4e616d654d697373696e67cd012d01",
+    ),
+    (
+        wire.NamesChanged(parents=(ATTRIBUTES,), serial=307, modes=(wire.Mode.SHARED,)),
+        "3900000000000000020100000000008094ac4e616d65734368616e676564919ccd81a401cd03e8cd03e8000508cd1000cf17"
+        "979cfe362a0001ff00cfffffffffffffffffcd01339101",
     ),
     (
         wire.AttributesGot(attributes=ATTRIBUTES, serial=302, mode=wire.Mode.SHARED),
@@ -317,9 +330,12 @@ GOLDEN: list[tuple[wire.Message, str]] = [
             mode=wire.Mode.EXCLUSIVE,
             parent_mode=wire.Mode.SHARED,
             data=True,
+            bare=wire.Bare.OF_ALL,
+            parent=ATTRIBUTES,
         ),
-        "3f00000000000000020100000000008098ab46696c654372656174656407c40466696c659ccd81a401cd03e8cd03e8000508"
-        "cd1000cf17979cfe362a0001ff00cfffffffffffffffffcd01300201c3",
+        "650000000000000002010000000000809aab46696c654372656174656407c40466696c659ccd81a401cd03e8cd03e8000508"
+        "cd1000cf17979cfe362a0001ff00cfffffffffffffffffcd01300201c3029ccd81a401cd03e8cd03e8000508cd1000cf1797"
+        "9cfe362a0001ff00cfffffffffffffffff",
     ),
     (
         wire.BlocksRead(),
@@ -335,13 +351,23 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.DirectoryRead(
-            entries=(wire.Entry(name=b"a", cursor=3, handle=b"file", attributes=ATTRIBUTES, mode=wire.Mode.SHARED),),
+            entries=(
+                wire.Entry(
+                    name=b"a",
+                    cursor=3,
+                    handle=b"file",
+                    attributes=ATTRIBUTES,
+                    mode=wire.Mode.SHARED,
+                    bare=wire.Bare.OF_ALL,
+                ),
+            ),
             at_end=True,
             serial=305,
             mode=wire.Mode.SHARED,
+            lists_all=True,
         ),
-        "4600000000000000020100000000008095ad4469726563746f7279526561649195c4016103c40466696c659ccd81a401cd03"
-        "e8cd03e8000508cd1000cf17979cfe362a0001ff00cfffffffffffffffff01c3cd013101",
+        "4800000000000000020100000000008096ad4469726563746f7279526561649196c4016103c40466696c659ccd81a401cd03"
+        "e8cd03e8000508cd1000cf17979cfe362a0001ff00cfffffffffffffffff0102c3cd013101c3",
     ),
     (
         wire.LeaseGranted(serial=306, mode=wire.Mode.EXCLUSIVE),
