@@ -284,10 +284,13 @@ class OpenDirectory(Message, frozen=True, tag=True):
     caller: Caller
 
 
-class ReadDirectory(Message, frozen=True, tag=True):  # entries behind *cursor*, about *size_bytes* of them
+class ReadDirectory(Message, frozen=True, tag=True):
+    """Entries behind *cursor*, about *size_bytes* of them.  *bare*: somebody is going to ask for their ACLs."""
+
     open_id: int
     cursor: int
     size_bytes: int
+    bare: bool = False
 
 
 class LockFile(Message, frozen=True, tag=True):
@@ -412,7 +415,7 @@ class FileOpened(Message, frozen=True, tag=True):
 
 
 class FileCreated(Message, frozen=True, tag=True):
-    """*bare* and *parent* as in Found."""
+    """*parent*: as in Found."""
 
     open_id: int
     handle: bytes

@@ -6,7 +6,7 @@ would have to ask the owner.  It counts only under the lease that the reply gran
 
 from __future__ import annotations
 
-from omfs.wiretypes import Attributes, Bare, Entry, Message, Mode
+from omfs.wiretypes import Attributes, Entry, Message, Mode
 
 
 class Found(Message, frozen=True, tag=True):
@@ -21,7 +21,6 @@ class Found(Message, frozen=True, tag=True):
     serial: int = 0
     mode: Mode = Mode.NONE
     parent_mode: Mode = Mode.NONE
-    bare: Bare = Bare.UNKNOWN
     parent: Attributes | None = None
     lists_all: bool = False
 

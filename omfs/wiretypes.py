@@ -64,7 +64,7 @@ class Attributes(Message, frozen=True):
 
 
 class Entry(Message, frozen=True):
-    """One name of a directory; *cursor* continues the listing behind it (the owner's d_off); else as in Found."""
+    """One name of a directory; *cursor* continues the listing behind it (the owner's d_off); *mode*: see Found."""
 
     name: bytes
     cursor: int

@@ -103,7 +103,7 @@ async def read_directory(
         for start in range(0, len(taken), AT_ONCE):
             if start:
                 await trio.lowlevel.checkpoint()
-            found = [_describe(disk, fd, place, identity, raw) for raw in taken[start : start + AT_ONCE]]
+            found = [_describe(disk, fd, place, identity, raw, request.bare) for raw in taken[start : start + AT_ONCE]]
             shows_all &= not any(entry is _UNCLEAR for entry in found)
             entries.extend(_granted([entry for entry in found if isinstance(entry, wire.Entry)], grant))
         if entries or at_end:
@@ -122,12 +122,16 @@ def _granted(entries: list[wire.Entry], grant: Grant) -> Iterator[wire.Entry]:
 
 
 def _describe(
-    disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry
+    disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry, with_bare: bool
 ) -> wire.Entry | _LeftOut:  # fmt: skip
     if raw.kind in (DT_CHR, DT_BLK):
         return _ABSENT
     try:
-        handle, status, bare = disk.look_up_all(fd, place, raw.name, identity)
+        bare = wire.Bare.UNKNOWN
+        if with_bare:
+            handle, status, bare = disk.look_up_bare(fd, place, raw.name, identity)
+        else:
+            handle, status = disk.look_up(fd, place, raw.name, identity)
     except StaleHandle:
         return _UNCLEAR  # a mount that went away meanwhile
     except OSError as error:

@@ -22,7 +22,7 @@ from omfs.export.bare import children_list_all
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.trees import is_shown
 from omfs.kernel import objects, walk
-from omfs.kernel.credentials import ROOT, Identity
+from omfs.kernel.credentials import ROOT
 
 SYMLINK_MAX_BYTES: Final = 4095  # PATH_MAX without its NUL
 SLOW_REMOVAL_BYTES: Final = 16 << 20  # freeing more than this is left to a thread
@@ -63,16 +63,10 @@ def must_be_makeable(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def look_up(disk: Disk, parent_fd: int, parent: Place, name: bytes, identity: Identity) -> wire.Found:
-    """As Disk.look_up, for the wire."""
-    handle, status, bare = disk.look_up_all(parent_fd, parent, name, identity)
-    return wire.Found(handle, attributes_of(status), bare=bare)
-
-
 def _found(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> wire.Found:
     """What was just made, and the directory after that."""
-    handle, status, bare = disk.look_up_all(parent_fd, parent, name, ROOT)
-    return wire.Found(handle, attributes_of(status), bare=bare, parent=directory_now(parent_fd))
+    handle, status = disk.look_up(parent_fd, parent, name, ROOT)
+    return wire.Found(handle, attributes_of(status), parent=directory_now(parent_fd))
 
 
 def directory_now(fd: int) -> wire.Attributes:

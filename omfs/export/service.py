@@ -185,10 +185,11 @@ class ExportService:
         parent = disk.locate(request.parent)
         fd = disk.directory(parent)
         try:
-            return names.look_up(disk, fd, parent, request.name, parent.tree.identity_of(request.caller)), b""
+            handle, status = disk.look_up(fd, parent, request.name, parent.tree.identity_of(request.caller))
         except OSError:
             disk.must_exist(parent)
             raise
+        return wire.Found(handle, attributes_of(status)), b""
 
     def _make_node(self, holder: Holder, request: wire.MakeNode, bulk: Buffer) -> Answer:
         return names.make_node(self.disk, request), b""

@@ -138,9 +138,7 @@ class UnderLeases:
         serial, (mode, parent_mode) = self.leasing.grant(session.key, (reply.handle, request.parent))
         if not serial:
             return reply
-        return wire.Found(
-            reply.handle, reply.attributes, serial, mode, parent_mode, reply.bare, reply.parent, reply.lists_all
-        )
+        return wire.Found(reply.handle, reply.attributes, serial, mode, parent_mode, reply.parent, reply.lists_all)
 
     def _grant_changed(
         self, session: Session, request: wire.RemoveName | wire.RenameName, reply: wire.NamesChanged

@@ -15,7 +15,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import math
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 NODE_NAME_TIMEOUT_S: Final = 86400.0  # names of nodes change only with the map, which tells the kernel itself
+BARE_WANTED_S: Final = 10.0  # `ls -l` asks while it lists: the next piece brings it along
 CACHED_S: Final = 1 << 30  # for ever: what is under a lease is recalled, it does not run out
 _UNKNOWN_DIRECTORY: Final = wire.Attributes(stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
 
@@ -93,6 +96,7 @@ class Foundation(pyfuse3.Operations):
         self.callers = Callers()
         self.inodes: InodeTable[RemoteNode] = InodeTable()
         self.all_names = AllNames()
+        self._bare_wanted_s = -math.inf
         self.xattr_changes = 0  # calls of ours that set one, begun or ended: what was asked before does not count
         for node in nodes.values():
             self.inodes.add_directory(node)
@@ -114,25 +118,23 @@ class Foundation(pyfuse3.Operations):
         inode = self.object(number)
         return inode.owner, inode.handle if inode.handle is not None else await inode.owner.root()
 
-    def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found, asked_at: int = -1) -> Told:
-        """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered.
-
-        *asked_at*: `xattr_changes` when it was asked.
-        """
+    def found(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found) -> Told:
+        """For LOOKUP.  As all of these: in the step in which the answer came, and then the kernel is answered."""
         told, inode = self._told(parent, name, found)
-        attr_s = attributes_kept_s(inode, found.serial, found.mode)
-        if attr_s:
-            self.note_bare(inode, found.bare, asked_at)
-        return told._replace(attr_s=attr_s)
+        return told._replace(attr_s=attributes_kept_s(inode, found.serial, found.mode))
 
     def note_bare(self, inode: Inode[RemoteNode], bare: wire.Bare, asked_at: int) -> None:
-        """An answer that has just been granted says what the object does not have."""
+        """An answer that has just been granted says what the object does not have.
+
+        *asked_at*: `xattr_changes` when it was asked for.
+        """
         if bare and asked_at == self.xattr_changes:
             hold = inode.hold_of_names
             inode.bare = None if hold is None else (hold, bare)
 
     def bare(self, number: int) -> wire.Bare:
-        """Which extended attributes the object does not have, as far as that is known now."""
+        """Which extended attributes the object does not have, as far as that is known now.  Somebody wants to know."""
+        self._bare_wanted_s = time.monotonic() + BARE_WANTED_S
         inode = self.inodes.peek(number)
         if inode is None or inode.bare is None:
             return wire.Bare.UNKNOWN
@@ -144,12 +146,18 @@ class Foundation(pyfuse3.Operations):
         told, inode = self._told(parent, name, found)
         is_granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
         if is_granted and not told.was_known:  # so it is new, or was not changed by us since
-            self.note_bare(inode, found.bare, self.xattr_changes)
-            if inode.is_directory and isinstance(found, wire.Found):
+            if isinstance(found, wire.FileCreated):
+                self.note_bare(inode, found.bare, self.xattr_changes)
+            elif inode.is_directory:
                 inode.keep_attributes(found.attributes)
                 if found.lists_all:
                     self.all_names.know(inode, ())
         return told
+
+    @property
+    def wants_bare(self) -> bool:
+        """Whether listings should bring along what objects do not have: of late somebody asked for such."""
+        return time.monotonic() < self._bare_wanted_s
 
     def told_attributes(self, number: int) -> wire.Attributes | None:
         """Attributes of a directory that the kernel may be told now without asking, for ever."""

@@ -121,8 +121,7 @@ class NameOperations(Foundation):
             return self._look_up_node(name)
         parent, caller = self.object(parent_inode), self.callers.caller(ctx)
         node, handle = await self.place(parent_inode)
-        asked_at = self.xattr_changes
-        return self.entry(self.found(parent, name, await node.look_up(handle, name, caller), asked_at))
+        return self.entry(self.found(parent, name, await node.look_up(handle, name, caller)))
 
     def _look_up_node(self, name: bytes) -> EntryAttributes:
         if name.isdigit() and not name.startswith(b"0"):

@@ -156,9 +156,9 @@ class RemoteFile:
 
         return (await self._call_checked(through, wire.AttributesGot))[0].attributes
 
-    async def read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
+    async def read_directory(self, cursor: int, size_bytes: int, bare: bool = False) -> wire.DirectoryRead:
         asked_in = self.node.leases.round
-        read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
+        read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes, bare), wire.DirectoryRead)
         return self.node.leases.counts(asked_in, read)
 
     async def open_for_lease(self) -> wire.FileOpened:

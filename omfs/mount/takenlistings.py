@@ -111,7 +111,9 @@ class Lister:
                 file = snapshot.file = await open_directory(node, handle, caller)
             self._operations.counters.asked_listings += 1
             asked_at = self._operations.xattr_changes
-            read = await file.read_directory(snapshot.cursor, _piece_bytes(reply, snapshot, len(handle)))
+            size_bytes = _piece_bytes(reply, snapshot, len(handle))
+            wants_bare = reply.plus and self._operations.wants_bare
+            read = await file.read_directory(snapshot.cursor, size_bytes, wants_bare)
             return self._take(reply, snapshot, index, node, read, asked_at)
         except OmfsError as error:
             if error.errno == errno.ESTALE:  # removed by another node: as the kernel says of a removed directory

@@ -56,10 +56,10 @@ def _look_up(just_told: JustTold) -> Handler:
     async def look_up(operations: FileOperations, request: memoryview, unique: int) -> bytes:
         hook = operations.hook
         thread, name, caller = hook.pid, abi.last_name(request), operations.callers.caller(hook)
-        parent, asked_at = operations.object(hook.node_id), operations.xattr_changes
+        parent = operations.object(hook.node_id)
         node, handle = await operations.place(hook.node_id)
         try:
-            told = operations.found(parent, name, await node.look_up(handle, name, caller), asked_at)
+            told = operations.found(parent, name, await node.look_up(handle, name, caller))
         except NameAbsent as absent:
             absent_s = operations.absent_s(parent, name, absent)
             if not absent_s:

@@ -154,8 +154,8 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "2000000000000000020100000000000093ad4f70656e4469726563746f7279c40364697293cd03e8cd03e89218cd03e8",
     ),
     (
-        wire.ReadDirectory(open_id=7, cursor=2**63 - 1, size_bytes=131072),
-        "1e00000000000000020100000000000094ad526561644469726563746f727907cf7fffffffffffffffce00020000",
+        wire.ReadDirectory(open_id=7, cursor=2**63 - 1, size_bytes=131072, bare=True),
+        "1f00000000000000020100000000000095ad526561644469726563746f727907cf7fffffffffffffffce00020000c3",
     ),
     (
         wire.LockFile(open_id=7, operation=2, wait=True),
@@ -269,13 +269,12 @@ GOLDEN: list[tuple[wire.Message, str]] = [
             serial=300,
             mode=wire.Mode.SHARED,
             parent_mode=wire.Mode.EXCLUSIVE,
-            bare=wire.Bare.OF_ACCESS,
             parent=ATTRIBUTES,
             lists_all=True,
         ),
-        "5e00000000000000020100000000008099a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
-        "fe362a0001ff00cfffffffffffffffffcd012c0102019ccd81a401cd03e8cd03e8000508cd1000cf17979cfe362a0001ff00"
-        "cfffffffffffffffffc3",
+        "5d00000000000000020100000000008098a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
+        "fe362a0001ff00cfffffffffffffffffcd012c01029ccd81a401cd03e8cd03e8000508cd1000cf17979cfe362a0001ff00cf"
+        "ffffffffffffffffc3",
     ),
     (
         wire.NameMissing(serial=301, parent_mode=wire.Mode.SHARED),

@@ -248,17 +248,18 @@ class Kernel:
             return False
 
     async def list_long(self, directory: int, size_bytes: int = 4096) -> list[bytes]:
-        """ls -l: the names, then attributes and ACL of each."""
+        """ls -l: as many names as come at once, attributes and ACL of each of these, and so on."""
         await self.permit(directory)
         names: list[bytes] = []
         offset = 0
         while entries := parse(await self._read_directory(directory, offset, size_bytes), plus=True):
             offset = entries[-1].off
-            names += [entry.name for entry in entries if entry.name not in (b".", b"..")]
-        for name in names:
-            number = await self.look_up(directory, name)
-            await self.stat(number)
-            await self.has_acl(number)
+            some = [entry.name for entry in entries if entry.name not in (b".", b"..")]
+            for name in some:
+                number = await self.look_up(directory, name)
+                await self.stat(number)
+                await self.has_acl(number)
+            names += some
         return names
 
     async def _read_directory(self, directory: int, offset: int, size_bytes: int) -> bytes:
