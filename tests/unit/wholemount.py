@@ -42,7 +42,10 @@ _ENTRY: Final = struct.Struct("<QQQQII")
 
 
 class Line:
-    """The owner as a Peer, without a network.  *late*: answers of this kind are taken when the event is set."""
+    """The owner as a Peer, without a network.
+
+    *held*: requests of this kind reach the owner when the event is set.  *late*: answers to them are taken then.
+    """
 
     node_id = OWNER
     epoch = 0
@@ -53,6 +56,7 @@ class Line:
 
     def __init__(self, room: Room, session: HoldingSession, nursery: trio.Nursery) -> None:
         self.asked: list[wire.Message] = []
+        self.held: dict[type, trio.Event] = {}
         self.late: dict[type, trio.Event] = {}
         self.fail: dict[type, OmfsError] = {}
         self.lease_round = 1
@@ -66,6 +70,8 @@ class Line:
 
     async def call_for_bulk(self, request: Any, expect: Any, bulk: Any = b"") -> Any:
         self.asked.append(request)
+        if type(request) in self.held:
+            await self.held[type(request)].wait()
         try:
             answer = self._room.under.answer(cast(Session, self._session), request, bulk)
             if not isinstance(answer, tuple):
