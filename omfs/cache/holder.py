@@ -94,10 +94,9 @@ class Holder:
 
     def tell_unasked(self, lease: Lease) -> bool:
         """Whether the kernel may remember what is known here of the object, and is told without asking the owner."""
-        if not self.valid or not lease.is_held:
-            return False
-        lease.told = True
-        return True
+        may_tell = lease.is_held and self.valid
+        lease.told = may_tell
+        return may_tell
 
     def may_name_unasked(self, directory: Lease, name: bytes) -> bool:
         """The same of a name in this directory."""

@@ -60,6 +60,8 @@ class Rules:
     chmods_count: bool = True  # a change of the directory itself keeps it locked as well
     voids_attributes: bool = True  # then the attributes of the directory are void at once
     holds_attributes: bool = True  # and nobody is told new ones until the names are forgotten
+    knows_granted: bool = True  # what a reply says of a directory is known here only if it was granted with it
+    knows_while_held: bool = True  # and is told to the kernel while the lease is held without a break since
     knows_lookers: bool = True  # but for who may keep the directory locked himself: who only looks does not, and waits
 
 
@@ -379,11 +381,7 @@ class World:
                     node.down.append(("recall", recall))
 
     def _granted(self, key: bytes, call: Call, reply: Reply) -> Reply:
-        if (
-            key not in self.sessions
-            or call.kind in ("read", "unlink", "rename")
-            or not (reply.result == "ok" or call.kind == "look")
-        ):
+        if key not in self.sessions or call.kind == "read" or not (reply.result == "ok" or call.kind == "look"):
             return reply
         if call.kind == "look" or call.kind == "link":
             file = call.other if call.kind == "link" else reply.file

@@ -150,3 +150,25 @@ async def test_an_acl_that_is_being_set_while_it_is_listed(node: Node, place: Pa
     reached.set()
     await settled()
     assert await node.kernel.has_acl(file)
+
+
+@pytest.mark.parametrize("who", ["we", "they"])
+async def test_a_new_directory_that_was_known_before_its_answer(
+    node: Node, other: Node, place: Path, nursery: trio.Nursery, who: str
+) -> None:
+    """It is not empty any more."""
+    top = await node.kernel.walk(place)
+    taken = node.line.late[wire.MakeDirectory] = trio.Event()
+    nursery.start_soon(node.kernel.make_directory, top, b"new")
+    await settled()
+    node.kernel.names.clear()
+    await node.kernel.list_long(top)
+    new = await node.kernel.look_up(top, b"new")
+    maker = node if who == "we" else other
+    await maker.kernel.make(await maker.kernel.walk(place / "new"), b"name")
+    await node.kernel.stat(new)
+    taken.set()
+    await settled()
+    node.kernel.names.clear()
+    assert await node.kernel.is_there(new, b"name")
+    await must_be_as_on_disk(node, new, place / "new")

@@ -96,13 +96,23 @@ def test_the_promise_holds_in_many_runs() -> None:
 FOUND_FROM = {"forgets_moved": 7600, "changes_time_out": 1000, "retries_unknown": 900}  # seeds; saves time, no more
 RARE = {"drops_revalidated", "reads_under_lease", "repeats_passes", "fair_locks", "locks_always", "knows_lookers"}
 AGAINST_REFUSALS = {"answers_early": 100, "chmods_count": 50}
-NEEDED = [field.name for field in dataclasses.fields(Rules) if field.name not in RARE | set(AGAINST_REFUSALS)]
+OF_NAMES = ("unlink", "link", "look", "look", "stat")  # runs of only these are the ones that find ...
+BY_NAMES = ("knows_granted", "knows_while_held")
+NEEDED = [
+    field.name for field in dataclasses.fields(Rules) if field.name not in RARE | set(AGAINST_REFUSALS) | set(BY_NAMES)
+]
 
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_what_the_callers_keep_to_is_needed(name: str) -> None:
     start = FOUND_FROM.get(name, 0)
     assert first_broken(Rules(**{name: False}), range(start, start + MUTANT_SEEDS)) is not None
+
+
+@pytest.mark.parametrize("name", BY_NAMES)
+def test_what_is_answered_without_asking_must_be_held(name: str) -> None:
+    assert first_broken(Rules(), range(100), OF_NAMES) is None
+    assert first_broken(Rules(**{name: False}), range(100), OF_NAMES) is not None
 
 
 def test_nobody_is_refused_where_nothing_goes_wrong() -> None:
