@@ -20,8 +20,15 @@ from omfs.wireleases import (
     RecallNames as RecallNames,
     ReturnLeases as ReturnLeases,
 )
+from omfs.wirenames import (
+    DirectoryRead as DirectoryRead,
+    Found as Found,
+    NameMissing as NameMissing,
+    NamesChanged as NamesChanged,
+)
 from omfs.wiretypes import (
     Attributes as Attributes,
+    Bare as Bare,
     Caller as Caller,
     Entry as Entry,
     ExportInfo as ExportInfo,
@@ -31,7 +38,7 @@ from omfs.wiretypes import (
     Standing as Standing,
 )
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -277,10 +284,13 @@ class OpenDirectory(Message, frozen=True, tag=True):
     caller: Caller
 
 
-class ReadDirectory(Message, frozen=True, tag=True):  # entries behind *cursor*, about *size_bytes* of them
+class ReadDirectory(Message, frozen=True, tag=True):
+    """Entries behind *cursor*, about *size_bytes* of them.  *bare*: somebody is going to ask for their ACLs."""
+
     open_id: int
     cursor: int
     size_bytes: int
+    bare: bool = False
 
 
 class LockFile(Message, frozen=True, tag=True):
@@ -365,23 +375,6 @@ class NodeDescribed(Message, frozen=True, tag=True):
     standing: Standing
 
 
-class Found(Message, frozen=True, tag=True):
-    """A name's object (LookUp, AttachTree and everything that makes a name)."""
-
-    handle: bytes
-    attributes: Attributes
-    serial: int = 0
-    mode: Mode = Mode.NONE
-    parent_mode: Mode = Mode.NONE
-
-
-class NameMissing(Message, frozen=True, tag=True):
-    """LookUp: no such name, and the holder may remember that."""
-
-    serial: int
-    parent_mode: Mode
-
-
 class AttributesGot(Message, frozen=True, tag=True):
     attributes: Attributes
     serial: int = 0
@@ -422,6 +415,8 @@ class FileOpened(Message, frozen=True, tag=True):
 
 
 class FileCreated(Message, frozen=True, tag=True):
+    """*parent*: as in Found."""
+
     open_id: int
     handle: bytes
     attributes: Attributes
@@ -429,6 +424,8 @@ class FileCreated(Message, frozen=True, tag=True):
     mode: Mode = Mode.NONE
     parent_mode: Mode = Mode.NONE
     data: bool = False
+    bare: Bare = Bare.UNKNOWN
+    parent: Attributes | None = None
 
 
 class BlocksRead(Message, frozen=True, tag=True):
@@ -441,15 +438,6 @@ class BlocksWritten(Message, frozen=True, tag=True):
 
 class SeekDone(Message, frozen=True, tag=True):
     offset: int
-
-
-class DirectoryRead(Message, frozen=True, tag=True):
-    """*mode* of the directory; each entry has its own."""
-
-    entries: tuple[Entry, ...]
-    at_end: bool
-    serial: int = 0
-    mode: Mode = Mode.NONE
 
 
 class RangeProbed(Message, frozen=True, tag=True):  # *kind* F_UNLCK: nobody is in the way; else the lock that is
@@ -474,5 +462,5 @@ Recall: TypeAlias = Union[RecallLease, RecallNames, RecallAll]
 Reply: TypeAlias = Union[
     Failed, Welcomed, Refused, Ponged, Done, NodeDescribed, Found, AttributesGot, LinkRead, FilesystemStatted,
     XattrGot, XattrsListed, FileOpened, FileCreated, BlocksRead, BlocksWritten, SeekDone, DirectoryRead, RangeProbed,
-    NameMissing, LeaseReturned, LeaseGranted,
+    NameMissing, NamesChanged, LeaseReturned, LeaseGranted,
 ]  # fmt: skip

@@ -30,6 +30,14 @@ class Mode(enum.IntEnum):
     EXCLUSIVE = 2  # and writes not yet sent to the owner
 
 
+class Bare(enum.IntEnum):
+    """Which extended attributes an object is known not to have; ordered: a greater one includes the smaller."""
+
+    UNKNOWN = 0
+    OF_ACCESS = 1  # no ACL and no capabilities
+    OF_ALL = 2  # none at all, whoever asks
+
+
 class Caller(Message, frozen=True):
     """Who asks: the credentials of the calling process on its own node (uids are the same everywhere)."""
 
@@ -63,6 +71,7 @@ class Entry(Message, frozen=True):
     handle: bytes
     attributes: Attributes
     mode: Mode = Mode.NONE
+    bare: Bare = Bare.UNKNOWN
 
 
 class Standing(Message, frozen=True):

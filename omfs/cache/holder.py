@@ -9,6 +9,7 @@ nothing was told again.
     granted (serial, mode)       | the mode, unless a recall with this serial or a later one was seen, one is under way,
                                  | or the leases are not valid: then NONE, and the answer serves only for its own call
     stopped writing              | EXCLUSIVE is SHARED
+    told unasked                 | what is known here under a lease that is held, and not being recalled
     recall seen                  | grants up to its serial are void, also those that are still on their way
     recall begun                 | nothing is granted; told() from now on makes another pass necessary
     pass ended                   | done if nothing was told during it: the lease is down to the mode; else another
@@ -97,8 +98,20 @@ class Holder:
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:
         """Whether the kernel may remember what *name* in this directory is (or that it is not there)."""
-        if self.granted(directory, serial, mode) is Mode.NONE:
-            return False
+        return self.granted(directory, serial, mode) is not Mode.NONE and self._names(directory, name)
+
+    def tell_unasked(self, lease: Lease) -> bool:
+        """Whether the kernel may remember what is known here of the object, and is told without asking the owner."""
+        may_tell = lease.is_held and self.valid
+        lease.told = may_tell
+        return may_tell
+
+    def may_name_unasked(self, directory: Lease, name: bytes) -> bool:
+        """The same of a name in this directory."""
+        return self.tell_unasked(directory) and self._names(directory, name)
+
+    @staticmethod
+    def _names(directory: Lease, name: bytes) -> bool:
         if directory.names is None:
             directory.names = set()
         directory.names.add(name)

@@ -19,12 +19,15 @@ from typing import Final
 
 from omfs import wire
 from omfs.errors import ConfigError
+from omfs.export.bare import bare_of
 from omfs.export.handles import Sealer
 from omfs.export.mounts import Mount, Mounts
 from omfs.export.trees import ExportTree, ExportTrees, is_shown
 from omfs.kernel import walk
 from omfs.kernel.credentials import Identity
 from omfs.kernel.handles import HandleReader, mount_id_of, open_handle, prepare_handle
+from omfs.kernel.objects import link_path
+from omfs.wiretypes import Bare
 
 NAME_MAX_BYTES: Final = 255
 
@@ -150,6 +153,16 @@ class Disk:
         fd, mount, tree = self.find(parent_fd, parent, name, identity)
         try:
             return self.describe(fd, mount, tree)
+        finally:
+            os.close(fd)
+
+    def look_up_bare(
+        self, parent_fd: int, parent: Place, name: bytes, identity: Identity
+    ) -> tuple[bytes, os.stat_result, Bare]:
+        """The same, and which extended attributes it does not have: a third more work."""
+        fd, mount, tree = self.find(parent_fd, parent, name, identity)
+        try:
+            return *self.describe(fd, mount, tree), bare_of(mount, link_path(fd))
         finally:
             os.close(fd)
 

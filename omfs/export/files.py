@@ -21,10 +21,11 @@ import trio
 
 from omfs import wire
 from omfs.errors import OpenLost
+from omfs.export.bare import bare_of
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.listings import Listing
 from omfs.export.metadata import SLOW_TRUNCATION_BYTES
-from omfs.export.names import SLOW_REMOVAL_BYTES, Umask, must_be_makeable
+from omfs.export.names import SLOW_REMOVAL_BYTES, Umask, directory_now, must_be_makeable
 from omfs.kernel import objects, walk
 from omfs.kernel.credentials import ROOT, Identity
 
@@ -417,11 +418,12 @@ def _create_new(
     try:
         tree = disk.tree_of(parent_fd, parent, request.name)
         place, status = disk.place(fd, parent.mount, tree)
+        bare, parent_now = bare_of(parent.mount, fd), directory_now(parent_fd)
         opened = Opened(fd, flags, place, identity)
     except BaseException:
         os.close(fd)
         raise
-    return wire.FileCreated(files.add(opened), place.handle, attributes_of(status))
+    return wire.FileCreated(files.add(opened), place.handle, attributes_of(status), bare=bare, parent=parent_now)
 
 
 def _open_existing(

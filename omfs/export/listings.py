@@ -10,6 +10,7 @@ inode number, and a handle that is none, only a number for the holder to know it
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import os
@@ -23,6 +24,7 @@ from omfs import wire
 from omfs.cache.owner import Need
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import StaleHandle
+from omfs.export.bare import lists_all
 from omfs.export.disk import Disk, Place, attributes_of
 from omfs.kernel.credentials import Identity
 from omfs.kernel.directories import DT_BLK, DT_CHR, DirectoryEntry, read_entries
@@ -72,6 +74,17 @@ class Reader(NamedTuple):
     leases: Leases
 
 
+class _LeftOut(enum.Enum):
+    """An entry that is not shown: a LookUp says that it is not there, or something else."""
+
+    ABSENT = enum.auto()
+    UNCLEAR = enum.auto()
+
+
+_ABSENT: Final = _LeftOut.ABSENT
+_UNCLEAR: Final = _LeftOut.UNCLEAR
+
+
 class Listing:
     """The position of one open directory: entries that were read but not asked for yet, and the cursor before them."""
 
@@ -114,6 +127,7 @@ async def read_directory(
     has the first serial, so that every recall since makes void what it concerns.
     """
     serial, (mode,) = reader.leases.grant(reader.key, (place.handle,))
+    shows_all = lists_all(place.mount, fd)
     size_bytes = min(max(request.size_bytes, 1), READDIR_REPLY_BYTES)
     cursor = request.cursor
     while True:
@@ -122,13 +136,24 @@ async def read_directory(
         for start in range(0, len(taken), AT_ONCE):
             if start:
                 await trio.lowlevel.checkpoint()
-            entries.extend(await _entries(disk, fd, place, reader, taken[start : start + AT_ONCE]))
+            found = await _entries(disk, fd, place, reader, taken[start : start + AT_ONCE], request.bare)
+            shows_all &= found.is_clear
+            entries.extend(found.entries)
         if entries or at_end:
-            return wire.DirectoryRead(tuple(entries), at_end, serial, mode)
+            return wire.DirectoryRead(tuple(entries), at_end, serial, mode, shows_all)
         cursor = taken[-1].cursor
 
 
-async def _entries(disk: Disk, fd: int, place: Place, reader: Reader, raws: list[DirectoryEntry]) -> list[wire.Entry]:
+class _Found(NamedTuple):
+    """*is_clear*: whoever is left out is not there."""
+
+    entries: list[wire.Entry]
+    is_clear: bool
+
+
+async def _entries(
+    disk: Disk, fd: int, place: Place, reader: Reader, raws: list[DirectoryEntry], with_bare: bool
+) -> _Found:
     """Described and granted in one step, when whoever has newer data of any of them has sent those.
 
     But after a restart a node can't drop its caches while its kernel keeps a directory locked that it lists, and others
@@ -136,35 +161,46 @@ async def _entries(disk: Disk, fd: int, place: Place, reader: Reader, raws: list
     """
     key, leases = reader.key, reader.leases
 
-    def described() -> tuple[list[wire.Entry], tuple[Need, ...]]:
-        found = [_describe(disk, fd, place, reader.identity, raw) for raw in raws]
-        entries = [entry for entry in found if entry is not None]
-        return entries, leases.newer_elsewhere(key, [entry.handle for entry in entries])
+    def described() -> tuple[_Found, tuple[Need, ...]]:
+        found = [_describe(disk, fd, place, reader.identity, raw, with_bare) for raw in raws]
+        entries = [entry for entry in found if isinstance(entry, wire.Entry)]
+        is_clear = not any(entry is _UNCLEAR for entry in found)
+        return _Found(entries, is_clear), leases.newer_elsewhere(key, [entry.handle for entry in entries])
 
-    entries, needs = described()
+    found, needs = described()
     while needs and not leases.is_returning(key):
         async with leases.recalled(key, needs):
-            entries, needs = described()  # inside, so that it does not begin anew with the same ones
+            found, needs = described()  # inside, so that it does not begin anew with the same ones
             if not needs:
-                return _granted(entries, reader)
-    return _granted(entries, reader)
+                return _granted(found, reader)
+    return _granted(found, reader)
 
 
-def _granted(entries: list[wire.Entry], reader: Reader) -> list[wire.Entry]:
+def _granted(found: _Found, reader: Reader) -> _Found:
+    entries = found.entries
     _, modes = reader.leases.grant(reader.key, [entry.handle for entry in entries])
-    return [
-        entry if mode is wire.Mode.NONE else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode)
+    granted = [
+        entry
+        if mode is wire.Mode.NONE
+        else wire.Entry(entry.name, entry.cursor, entry.handle, entry.attributes, mode, entry.bare)
         for entry, mode in zip(entries, modes, strict=True)
     ]
+    return _Found(granted, found.is_clear)
 
 
-def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry) -> wire.Entry | None:
+def _describe(
+    disk: Disk, fd: int, place: Place, identity: Identity, raw: DirectoryEntry, with_bare: bool
+) -> wire.Entry | _LeftOut:  # fmt: skip
     if raw.kind in (DT_CHR, DT_BLK):
-        return None
+        return _ABSENT
     try:
-        handle, status = disk.look_up(fd, place, raw.name, identity)
+        bare = wire.Bare.UNKNOWN
+        if with_bare:
+            handle, status, bare = disk.look_up_bare(fd, place, raw.name, identity)
+        else:
+            handle, status = disk.look_up(fd, place, raw.name, identity)
     except StaleHandle:
-        return None  # a mount that went away meanwhile
+        return _UNCLEAR  # a mount that went away meanwhile
     except OSError as error:
         if error.errno == errno.EACCES:
             return _name_only(place, raw)
@@ -172,8 +208,8 @@ def _describe(disk: Disk, fd: int, place: Place, identity: Identity, raw: Direct
             if error.errno in _OUR_TROUBLE:
                 raise
             log.warning("%s of %s is left out of a listing: %s", raw.name, place.mount.line.mountpoint, error.strerror)
-        return None
-    return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status))
+        return _ABSENT if error.errno == errno.ENOENT else _UNCLEAR
+    return wire.Entry(raw.name, raw.cursor, handle, attributes_of(status), bare=bare)
 
 
 def _name_only(place: Place, raw: DirectoryEntry) -> wire.Entry:

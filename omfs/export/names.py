@@ -13,9 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from omfs import wire
+from omfs.export.bare import children_list_all
 from omfs.export.disk import Disk, Place, attributes_of, check_name
 from omfs.export.trees import is_shown
 from omfs.kernel import objects, walk
@@ -61,8 +64,14 @@ def must_be_makeable(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> 
 
 
 def _found(disk: Disk, parent_fd: int, parent: Place, name: bytes) -> wire.Found:
+    """What was just made, and the directory after that."""
     handle, status = disk.look_up(parent_fd, parent, name, ROOT)
-    return wire.Found(handle, attributes_of(status))
+    return wire.Found(handle, attributes_of(status), parent=directory_now(parent_fd))
+
+
+def directory_now(fd: int) -> wire.Attributes:
+    """What the directory looks like after a change of its names."""
+    return attributes_of(os.fstat(fd))
 
 
 def make_node(disk: Disk, request: wire.MakeNode) -> wire.Found:
@@ -96,7 +105,8 @@ def make_directory(disk: Disk, request: wire.MakeDirectory) -> wire.Found:
         must_be_makeable(disk, fd, parent, request.name)
         with Umask(request.umask), identity:
             os.mkdir(request.name, request.mode & 0o7777, dir_fd=fd)
-        return _found(disk, fd, parent, request.name)
+        found = _found(disk, fd, parent, request.name)
+        return msgspec.structs.replace(found, lists_all=children_list_all(parent.mount, fd))
     except OSError:
         disk.must_exist(parent)
         raise
@@ -140,11 +150,15 @@ def make_link(disk: Disk, request: wire.MakeLink, source_fd: int, source: Place)
         raise
 
 
-def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> int:
-    """unlink or rmdir.  BlockingIOError, and nothing is done, when that frees a big file, unless *slowly*.
+class Removed(NamedTuple):
+    """*victim*: a descriptor that may hold the last reference to a big file, to be closed in a thread; or -1."""
 
-    Then the result is a descriptor that may hold the last reference to it, to be closed in a thread; otherwise -1.
-    """
+    victim: int
+    reply: wire.NamesChanged
+
+
+def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> Removed:
+    """unlink or rmdir.  BlockingIOError, and nothing is done, when that frees a big file, unless *slowly*."""
     parent = disk.locate(request.parent)
     identity = parent.tree.identity_of(request.caller)
     name = request.name
@@ -155,7 +169,7 @@ def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> i
         if request.directory:
             with identity:
                 os.rmdir(name, dir_fd=fd)
-            return -1
+            return Removed(-1, _changed(fd))
         victim, _, _ = disk.find(fd, parent, name, identity)
         try:
             status = os.fstat(victim)
@@ -170,12 +184,16 @@ def remove_name(disk: Disk, request: wire.RemoveName, slowly: bool = False) -> i
             os.close(victim)
             raise
         if is_big:
-            return victim
+            return Removed(victim, _changed(fd))
         os.close(victim)
-        return -1
+        return Removed(-1, _changed(fd))
     except OSError:
         disk.must_exist(parent)
         raise
+
+
+def _changed(*directories: int) -> wire.NamesChanged:
+    return wire.NamesChanged(tuple(map(directory_now, directories)))
 
 
 def _frees_much(status: os.stat_result) -> bool:
@@ -183,7 +201,7 @@ def _frees_much(status: os.stat_result) -> bool:
     return status.st_nlink == 1 and status.st_blocks * 512 > SLOW_REMOVAL_BYTES
 
 
-def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> int:
+def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> Removed:
     """renameat2 with flags 0, RENAME_NOREPLACE or RENAME_EXCHANGE.  *slowly* and the result as for `remove_name`."""
     if request.flags not in (0, objects.RENAME_NOREPLACE, objects.RENAME_EXCHANGE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -211,7 +229,7 @@ def rename_name(disk: Disk, request: wire.RenameName, slowly: bool = False) -> i
             if is_big:
                 os.close(victim)
             raise
-        return victim
+        return Removed(victim, _changed(old_fd) if new is old else _changed(old_fd, new_fd))
     except OSError:
         disk.must_exist(old)
         disk.must_exist(new)

@@ -200,24 +200,22 @@ class ExportService:
 
     def _remove_name(self, holder: Holder, request: wire.RemoveName, bulk: Buffer) -> MaybeSlow:
         try:
-            names.remove_name(self.disk, request)
+            return names.remove_name(self.disk, request).reply, b""
         except BlockingIOError:
             return self._free_slowly(names.remove_name, request)
-        return _DONE
 
     def _rename_name(self, holder: Holder, request: wire.RenameName, bulk: Buffer) -> MaybeSlow:
         try:
-            names.rename_name(self.disk, request)
+            return names.rename_name(self.disk, request).reply, b""
         except BlockingIOError:
             return self._free_slowly(names.rename_name, request)
-        return _DONE
 
-    async def _free_slowly(self, change: Callable[[Disk, R, bool], int], request: R) -> Answer:
+    async def _free_slowly(self, change: Callable[[Disk, R, bool], names.Removed], request: R) -> Answer:
         """All of the work is here, so that nothing was done when this is never begun."""
-        victim = change(self.disk, request, True)
+        victim, reply = change(self.disk, request, True)
         if victim >= 0:
             await self._blocks.close(victim)
-        return _DONE
+        return reply, b""
 
     def _read_link(self, holder: Holder, request: wire.ReadLink, bulk: Buffer) -> Answer:
         with self._object(holder, request.handle) as (place, fd):

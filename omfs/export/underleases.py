@@ -218,7 +218,18 @@ class UnderLeases:
 
     def _grant_found(self, session: Session, request: Any, reply: wire.Found) -> wire.Found:
         serial, (mode, parent_mode) = self.leasing.grant(session.key, (reply.handle, request.parent))
-        return wire.Found(reply.handle, reply.attributes, serial, mode, parent_mode) if serial else reply
+        if not serial:
+            return reply
+        return wire.Found(reply.handle, reply.attributes, serial, mode, parent_mode, reply.parent, reply.lists_all)
+
+    def _grant_changed(
+        self, session: Session, request: wire.RemoveName | wire.RenameName, reply: wire.NamesChanged
+    ) -> wire.NamesChanged:
+        parents: tuple[bytes, ...] = (request.parent,)
+        if isinstance(request, wire.RenameName) and request.new_parent != request.parent:
+            parents = (request.parent, request.new_parent)
+        serial, modes = self.leasing.grant(session.key, parents)
+        return wire.NamesChanged(reply.parents, serial, tuple(modes))
 
     def _grant_root(self, session: Session, request: wire.AttachTree, reply: wire.Found) -> wire.Found:
         serial, (mode,) = self.leasing.grant(session.key, (reply.handle,))
@@ -241,7 +252,9 @@ class UnderLeases:
     def _grant_created(self, session: Session, request: wire.CreateFile, reply: wire.FileCreated) -> wire.FileCreated:
         opened = self._files(session).get(reply.open_id)
         serial, (mode, parent_mode) = self._grant_writable(session, opened, (request.parent,))
-        return wire.FileCreated(reply.open_id, reply.handle, reply.attributes, serial, mode, parent_mode)
+        return wire.FileCreated(
+            reply.open_id, reply.handle, reply.attributes, serial, mode, parent_mode, False, reply.bare, reply.parent
+        )
 
     def _grant_asked(self, session: Session, request: wire.AskLease, reply: wire.LeaseGranted) -> wire.LeaseGranted:
         serial, (mode,) = self._grant_writable(session, self._files(session).get(request.open_id), ())
@@ -275,6 +288,8 @@ _GRANTS: Final[dict[type[Any], Grant]] = {
     wire.MakeDirectory: UnderLeases._grant_found,
     wire.MakeSymlink: UnderLeases._grant_found,
     wire.MakeLink: UnderLeases._grant_found,
+    wire.RemoveName: UnderLeases._grant_changed,
+    wire.RenameName: UnderLeases._grant_changed,
     wire.GetAttributes: UnderLeases._grant_attributes,
     wire.SetAttributes: UnderLeases._grant_attributes,
     wire.OpenFile: UnderLeases._grant_open,

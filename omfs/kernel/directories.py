@@ -1,4 +1,4 @@
-"""Reading a directory with its cursors: getdents64(2).
+"""Reading a directory with its cursors: getdents64(2), and whether it takes names in any case.
 
 os.scandir hides d_off, without which a listing can not be continued where another request left it.  The
 caller keeps the descriptor's position (os.lseek to a cursor); nothing is remembered here.
@@ -7,6 +7,7 @@ caller keeps the descriptor's position (os.lseek to a cursor); nothing is rememb
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import struct
 from typing import Final, NamedTuple
 
@@ -18,6 +19,8 @@ DT_BLK: Final = 6
 
 _HEAD: Final = struct.Struct("=QqHB")  # struct linux_dirent64: inode, d_off, record length, type; then the name
 _BUFFER_BYTES: Final = 32 << 10
+_GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS, include/uapi/linux/fs.h
+_CASEFOLD: Final = 0x40000000  # FS_CASEFOLD_FL
 
 
 class DirectoryEntry(NamedTuple):
@@ -44,6 +47,12 @@ def read_entries(fd: int) -> list[DirectoryEntry]:
         entries = _parse(buffer.raw[:filled])
         if entries:
             return entries
+
+
+def folds_case(fd: int) -> bool:
+    """Whether a name is found in this directory however its letters are written.  OSError where nobody can say."""
+    flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+    return bool(int.from_bytes(flags[:4], "little") & _CASEFOLD)
 
 
 def _parse(records: bytes) -> list[DirectoryEntry]:

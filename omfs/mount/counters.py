@@ -16,9 +16,10 @@ class Counters:
     """
 
     __slots__ = (
-        "answered_listings", "answered_opens", "answered_xattrs", "asked_attributes", "asked_listings",
-        "asked_look_ups", "asked_opens", "asked_reads", "asked_xattrs", "behind_bytes", "behind_failed", "behind_files",
-        "behind_requests", "behind_writes", "dropped_names", "dropped_pages", "lapses", "latency", "passes", "recalls",
+        "answered_attributes", "answered_listings", "answered_look_ups", "answered_opens", "answered_xattrs",
+        "asked_attributes", "asked_listings", "asked_look_ups", "asked_opens", "asked_reads", "asked_xattrs",
+        "behind_bytes", "behind_failed", "behind_files", "behind_requests", "behind_writes", "dropped_names",
+        "dropped_pages", "lapses", "latency", "passes", "recalls",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -28,7 +29,9 @@ class Counters:
         self.asked_reads = 0
         self.asked_xattrs = 0
         self.asked_opens = 0
+        self.answered_attributes = 0
         self.answered_listings = 0
+        self.answered_look_ups = 0
         self.answered_opens = 0
         self.answered_xattrs = 0
         self.behind_bytes = 0

@@ -15,7 +15,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import math
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -24,6 +26,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from omfs import wire
 from omfs.errors import NameAbsent, OmfsError
+from omfs.mount.allnames import AllNames
 from omfs.mount.callers import Callers
 from omfs.mount.counters import Counters
 from omfs.mount.inodes import ROOT_ID, Inode, InodeTable
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 NODE_NAME_TIMEOUT_S: Final = 86400.0  # names of nodes change only with the map, which tells the kernel itself
+BARE_WANTED_S: Final = 10.0  # `ls -l` asks while it lists: the next piece brings it along
 CACHED_S: Final = 1 << 30  # for ever: what is under a lease is recalled, it does not run out
 _UNKNOWN_DIRECTORY: Final = wire.Attributes(stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
 
@@ -91,6 +95,9 @@ class Foundation(pyfuse3.Operations):
         self.self_id = self_id
         self.callers = Callers()
         self.inodes: InodeTable[RemoteNode] = InodeTable()
+        self.all_names = AllNames()
+        self._bare_wanted_s = -math.inf
+        self.xattr_changes = 0  # calls of ours that set one, begun or ended: what was asked before does not count
         for node in nodes.values():
             self.inodes.add_directory(node)
 
@@ -116,11 +123,59 @@ class Foundation(pyfuse3.Operations):
         told, inode = self._told(parent, name, found)
         return told._replace(attr_s=attributes_kept_s(inode, found.serial, found.mode))
 
+    def note_bare(self, inode: Inode[RemoteNode], bare: wire.Bare, asked_at: int) -> None:
+        """An answer that has just been granted says what the object does not have.
+
+        *asked_at*: `xattr_changes` when it was asked for.
+        """
+        if bare and asked_at == self.xattr_changes:
+            hold = inode.hold_of_names
+            inode.bare = None if hold is None else (hold, bare)
+
+    def bare(self, number: int) -> wire.Bare:
+        """Which extended attributes the object does not have, as far as that is known now.  Somebody wants to know."""
+        self._bare_wanted_s = time.monotonic() + BARE_WANTED_S
+        inode = self.inodes.peek(number)
+        if inode is None or inode.bare is None:
+            return wire.Bare.UNKNOWN
+        hold, bare = inode.bare
+        return bare if hold == inode.hold_of_names else wire.Bare.UNKNOWN
+
     def made(self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated) -> Told:
         """For whatever makes a name."""
         told, inode = self._told(parent, name, found)
-        parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        is_granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
+        if is_granted and not told.was_known:  # so it is new, or was not changed by us since
+            if isinstance(found, wire.FileCreated):
+                self.note_bare(inode, found.bare, self.xattr_changes)
+            elif inode.is_directory:
+                inode.keep_attributes(found.attributes)
+                if found.lists_all:
+                    self.all_names.know(inode, ())
         return told
+
+    @property
+    def wants_bare(self) -> bool:
+        """Whether listings should bring along what objects do not have: of late somebody asked for such."""
+        return time.monotonic() < self._bare_wanted_s
+
+    def told_attributes(self, number: int) -> wire.Attributes | None:
+        """Attributes of a directory that the kernel may be told now without asking, for ever."""
+        inode = self.inodes.peek(number)
+        attributes = inode.attributes if inode is not None else None
+        if inode is None or attributes is None or not inode.owner.leases.tell_unasked(inode.lease):
+            return None
+        self.counters.answered_attributes += 1
+        return attributes
+
+    def told_absent(self, number: int, name: bytes) -> bool:
+        """Whether the kernel may be told without asking that there is no such name, for ever."""
+        directory = self.inodes.peek(number)
+        if directory is None or not self.all_names.is_absent(directory, name):
+            return False
+        is_told = directory.owner.leases.may_name_unasked(directory.lease, name)
+        self.counters.answered_look_ups += is_told
+        return is_told
 
     def _told(
         self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated

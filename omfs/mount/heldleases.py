@@ -27,13 +27,9 @@ _RETURNS_MAX: Final = 2048  # in one message
 
 Granting = TypeVar(
     "Granting",
-    wire.Found,
-    wire.AttributesGot,
-    wire.FileOpened,
-    wire.FileCreated,
-    wire.DirectoryRead,
+    wire.Found, wire.NamesChanged, wire.AttributesGot, wire.FileOpened, wire.FileCreated, wire.DirectoryRead,
     wire.LeaseGranted,
-)
+)  # fmt: skip
 
 
 def _no_leases() -> Iterable[Lease]:
@@ -49,6 +45,8 @@ class HeldLeases:
         self.all_leases: Callable[[], Iterable[Lease]] = _no_leases  # set by recall.py
         self.is_enabled = False  # set by recall.py, which can make the kernel forget
         self._peer = peer
+        self.moves = 0
+        """RMDIRs and RENAMEs of ours that began or ended: they change directories that they don't name."""
         self._round = 0
         self._epoch = peer.epoch
         self._to_return: list[tuple[bytes, int]] = []
@@ -94,6 +92,18 @@ class HeldLeases:
             return False
         self.look_at_term()
         return self.holder.may_name(directory, serial, mode, name)
+
+    def may_name_unasked(self, directory: Lease, name: bytes) -> bool:
+        """As `may_name`, for what is known here, under a lease that is held."""
+        if directory.names is not None and len(directory.names) >= NAMES_MAX:
+            return False
+        self.look_at_term()
+        return self.holder.may_name_unasked(directory, name)
+
+    def tell_unasked(self, lease: Lease) -> bool:
+        """As `granted`, for what is known here, under a lease that is held."""
+        self.look_at_term()
+        return self.holder.tell_unasked(lease)
 
     def look_at_term(self) -> None:
         """Let the machine know whether the leases are valid, and whether the owner counts anew."""

@@ -20,6 +20,8 @@ from omfs.wiretypes import Caller
 if TYPE_CHECKING:
     import trio
 
+    from omfs.wiretypes import Attributes, Bare
+
 ROOT_ID: Final = 1
 FIRST_OBJECT_ID: Final = 1 << 20  # node directories use 2..65536
 
@@ -31,6 +33,8 @@ class Leases(Protocol):
     def root(self) -> Lease: ...
     @property
     def round(self) -> int: ...
+    @property
+    def moves(self) -> int: ...
     def new_lease(self, handle: bytes) -> Lease: ...
     def drop_lease(self, handle: bytes, lease: Lease) -> None: ...
 
@@ -56,13 +60,14 @@ class Inode(Generic[OwnerT]):
     """One object that the kernel knows.  *handle* is None for the directory of a node: the root of its tree.
 
     *breaks* counts when something that was known of it ceased to hold.  *xattrs*: known under the lease.
+    *bare*: what it does not have, with the `hold_of_names` under which that is so.
     *dropping*: recall.py makes the kernel forget pages of it.  *readers*: who was let to open it for reading under the
     data lease, and whether to execute it.
     """
 
     __slots__ = (
-        "breaks", "changing", "dropping", "forgetting", "handle", "id", "is_directory", "lease", "lookups", "owner",
-        "readers", "regain_at_s", "regaining", "wakes", "xattrs",
+        "_attributes", "bare", "breaks", "changes", "changing", "dropping", "forgetting", "handle", "id",
+        "is_directory", "lease", "lookups", "owner", "readers", "regain_at_s", "regaining", "wakes", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
@@ -75,10 +80,13 @@ class Inode(Generic[OwnerT]):
         self.breaks = 0
         self.xattrs: Xattrs | None = None
         self.readers: set[tuple[Caller, bool]] = set()
+        self.bare: tuple[tuple[int, int], Bare] | None = None
+        self._attributes: tuple[tuple[int, int, int], Attributes] | None = None
         self.dropping: set[trio.Event] = set()  # set when a thread has done so
         self.regain_at_s = 0.0  # operations_files.py
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again
         self.changing = 0  # calls of ours under way that change names here: the kernel keeps the directory locked
+        self.changes = 0  # how many began
         self.wakes: set[trio.Event] = set()  # see `wake`
         self.forgetting: set[trio.Event] = set()  # set when names were forgotten that the owner was told are; recall.py
 
@@ -88,10 +96,42 @@ class Inode(Generic[OwnerT]):
         round_ = self.owner.leases.round
         return (round_, self.breaks) if round_ and self.lease.is_held else None
 
-    def begin_change(self) -> None:
-        """A call of ours that changes names here is sent to the owner."""
+    @property
+    def hold_of_names(self) -> tuple[int, int] | None:
+        """None where nothing is held; another one when another node may have changed it since, or its names."""
+        round_ = self.owner.leases.round
+        return (round_, self.lease.void) if round_ and self.lease.is_held else None
+
+    def keep_attributes(self, attributes: Attributes) -> None:
+        """Of a directory, as they are now, by an answer that has just been granted."""
+        hold = self.hold
+        self._attributes = None if hold is None else ((*hold, self.owner.leases.moves), attributes)
+
+    @property
+    def attributes(self) -> Attributes | None:
+        """Of a directory, if they are known and the kernel may be told now, to keep them."""
+        if self._attributes is None:
+            return None
+        hold, attributes = self._attributes
+        now = self.hold
+        if now is None or self.forgetting or hold != (*now, self.owner.leases.moves):
+            return None
+        return attributes
+
+    def begin_change(self) -> int:
+        """A call of ours that changes names here is sent to the owner.
+
+        Returns what `was_alone` wants to hear, 0 where another one is under way.
+        """
         self.changing += 1
+        self.changes += 1
+        self._attributes = None
         self.wake()
+        return self.changes if self.changing == 1 else 0
+
+    def was_alone(self, change: int) -> bool:
+        """Whether no other call of ours changed it meanwhile: then what the answer shows is what is there."""
+        return change == self.changes
 
     def wake(self) -> None:
         """Such a call has begun, or a file that was read through the page cache is closed: recall.py may go on."""
@@ -107,6 +147,7 @@ class Inode(Generic[OwnerT]):
         self.breaks += 1
         self.xattrs = None
         self.readers.clear()
+        self._attributes = None
 
 
 class InodeTable(Generic[OwnerT]):
@@ -136,8 +177,8 @@ class InodeTable(Generic[OwnerT]):
         except KeyError:
             raise StaleHandle(f"node id {number} is unknown") from None
 
-    def find_number(self, number: int) -> Inode[OwnerT] | None:
-        """As `get`; None if there is none."""
+    def peek(self, number: int) -> Inode[OwnerT] | None:
+        """As `get`, without an exception."""
         return self._by_id.get(number)
 
     def find(self, owner: OwnerT, handle: bytes) -> Inode[OwnerT]:

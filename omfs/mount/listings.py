@@ -91,6 +91,8 @@ class Snapshot:
         self.at_end = False
         self.mode: wire.Mode | None = None  # of the directory, in all pieces received; None: no piece yet
         self.is_dropped = False
+        self._hold: object = None  # under which all of it was told, without a name left out
+        self._pieces = 0
         self.was_leased = False  # then others than the one that began it may be reading it, unseen
         self.is_told = False  # to its end
         self.is_used = True  # since the last `Listings.idle`
@@ -116,6 +118,19 @@ class Snapshot:
         self.cursor = cursor
         for name in names:
             self._count_cached(name.name)
+
+    def note_hold(self, hold: object) -> None:
+        """The next piece was told under this hold on the directory's names; None: it may not show all of them."""
+        if not self._pieces:
+            self._hold = hold
+        elif hold != self._hold:
+            self._hold = None
+        self._pieces += 1
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether these are all names of the directory: another node changed none since it began, nor did we."""
+        return self._hold is not None and self.at_end and self.is_fresh
 
     @property
     def is_fresh(self) -> bool:

@@ -26,6 +26,8 @@ WRITE: Final = 16
 STATFS: Final = 17
 RELEASE: Final = 18
 SETXATTR: Final = 21
+GETXATTR: Final = 22
+LISTXATTR: Final = 23
 FLUSH: Final = 25
 INIT: Final = 26
 GETLK: Final = 31
@@ -244,6 +246,16 @@ def setxattr_flags(request: memoryview) -> int:
     return int(struct.unpack_from("<I", request, IN_HEADER_BYTES + 4)[0])
 
 
+def xattr_name(request: memoryview) -> bytes:
+    """Of a GETXATTR (struct fuse_getxattr_in, then the name, which ends with a NUL)."""
+    return bytes(request[IN_HEADER_BYTES + 8 : -1])
+
+
+def xattr_room_bytes(request: memoryview) -> int:
+    """Of a GETXATTR or LISTXATTR: how much the caller has room for; 0: it asks for the size."""
+    return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
+
+
 def open_flags(request: memoryview) -> int:
     """Of an OPEN: open(2)'s flags, and FMODE_EXEC."""
     return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
@@ -317,6 +329,11 @@ def absent_reply(unique: int, entry_s: int) -> bytes:
 def attr_reply(unique: int, attr: bytes, attr_s: int) -> bytes:
     """For GETATTR (struct fuse_attr_out), and how long it holds."""
     return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(attr_s, 0, 0) + attr
+
+
+def no_xattrs_reply(unique: int, room_bytes: int) -> bytes:
+    """For LISTXATTR of an object that has none: the empty list, or its size (struct fuse_getxattr_out)."""
+    return reply(unique, b"" if room_bytes else bytes(8))
 
 
 def open_reply(unique: int, fh: int, flags: int) -> bytes:

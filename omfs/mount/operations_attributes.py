@@ -135,8 +135,14 @@ class AttributeOperations(FileOperations):
         flags = 0 if raw is None else abi.setxattr_flags(raw)
         known, caller = self.object(inode), self.callers.caller(ctx)
         node, handle = await self.place(inode)
-        async with self.changing(known, data=False):
-            await node.set_xattr(handle, name, value, flags, caller)
+        self.xattr_changes += 1
+        known.bare = None
+        try:
+            async with self.changing(known, data=False):
+                await node.set_xattr(handle, name, value, flags, caller)
+        finally:
+            self.xattr_changes += 1
+            known.bare = None
 
     @answering
     async def listxattr(self, inode: int, ctx: RequestContext) -> tuple[bytes, ...]:

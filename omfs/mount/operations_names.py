@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final, TypeVar
 
 import pyfuse3
@@ -23,13 +23,24 @@ from omfs.mount.leasepolicy import LeasePolicy
 from omfs.mount.listings import Listings
 from omfs.mount.recall import Recaller
 from omfs.mount.remotefile import RemoteFile, open_directory
+from omfs.wiretypes import Mode
 
-T = TypeVar("T")
+T = TypeVar("T", wire.Found, wire.NamesChanged, tuple[RemoteFile, wire.FileCreated])
 
 _RENAME_EXCHANGE: Final = 2
 
 _DOT_CURSOR: Final = (1 << 63) - 3  # no file system uses these as d_off: they are beyond ext4's largest hash
 _DOT_DOT_CURSOR: Final = (1 << 63) - 2
+
+
+def _told_of_directories(
+    answer: wire.Found | wire.NamesChanged | tuple[RemoteFile, wire.FileCreated],
+) -> tuple[int, Iterable[tuple[wire.Attributes | None, Mode]]]:
+    """What the answer to a change of names says of its directories, in order, and the serial of that."""
+    if isinstance(answer, wire.NamesChanged):
+        return answer.serial, zip(answer.parents, answer.modes, strict=False)  # no modes: nothing is granted
+    made = answer[1] if isinstance(answer, tuple) else answer
+    return made.serial, ((made.parent, made.parent_mode),)
 
 
 class OpenDirectory:
@@ -56,31 +67,53 @@ class NameOperations(Foundation):
         for node in self.nodes.values():
             self.recaller.serve(node)
 
-    async def changing_names(self, change: Awaitable[T], *changed: tuple[int, bytes]) -> T:
+    async def changing_names(
+        self, change: Awaitable[T], *changed: tuple[int, bytes], removes: bool = False, moves: bool = False
+    ) -> T:
         """Await *change*, which makes, moves or removes these names of these directories: no listing may be told again.
 
         Afterwards, also where it failed: only what is listed from then on need show it.  The kernel voids its own copy
         when it is told of success; where nobody knows whether it happened that is left to us.  It does not void
         attributes of the directory that were answered before and that it has not taken yet: that is ours, too.
+
+        What the answer says of the directories is kept for the kernel, which is going to ask, unless another call of
+        ours changed them meanwhile.  *removes*: the name is gone if it succeeds.  *moves*: other directories may have
+        changed, too (the one that is removed, moved or replaced).
         """
-        directories = [self.object(number) for number, _ in changed]
-        for directory in directories:
-            directory.begin_change()
+        directories = {number: self.object(number) for number, _ in changed}
+        leases = directories[changed[0][0]].owner.leases
+        leases.moves += moves
+        moves_before = leases.moves
+        begun = {number: directory.begin_change() for number, directory in directories.items()}
+        for number, name in changed:
+            self.all_names.may_exist(directories[number], name)
+        alone: set[int] = set()
         try:
-            return await change
+            answer = await change
+            if leases.moves == moves_before:
+                alone = {number for number, directory in directories.items() if directory.was_alone(begun[number])}
         except RemoteFailure:
             raise
         except OmfsError:
             for number, name in changed:
+                self.all_names.end(directories[number])
                 self.listings.stale(number)
                 await self.listings.on_uncached(number)
-                self.recaller.forget_names_soon(self.object(number), (name,))
+                self.recaller.forget_names_soon(directories[number], (name,))
             raise
         finally:
-            for directory in directories:
+            leases.moves += moves
+            for directory in directories.values():
                 directory.end_change()
                 self.listings.stale(directory.id)
                 self.recaller.void_attributes(directory)
+        serial, told = _told_of_directories(answer)
+        for (number, directory), (attributes, mode) in zip(directories.items(), told, strict=False):
+            if number in alone and attributes is not None and leases.granted(directory.lease, serial, mode):
+                directory.keep_attributes(attributes)
+        if removes and alone:
+            self.all_names.removed(self.object(changed[0][0]), changed[0][1])
+        return answer
 
     @answering
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -144,7 +177,8 @@ class NameOperations(Foundation):
     async def remove(self, parent_inode: int, name: bytes, directory: bool, caller: wire.Caller) -> None:
         """unlink(2), or rmdir(2) where *directory*."""
         node, parent = await self.place(parent_inode)
-        await self.changing_names(node.remove_name(parent, name, directory, caller), (parent_inode, name))
+        removing = node.remove_name(parent, name, directory, caller)
+        await self.changing_names(removing, (parent_inode, name), removes=True, moves=directory)
 
     @answering
     async def rename(
@@ -162,7 +196,7 @@ class NameOperations(Foundation):
         new_node, new_handle = await self.place(new_number)
         node = self.same_node(node, new_node)
         moving = node.rename(old_handle, old_name, new_handle, new_name, flags, caller)
-        await self.changing_names(moving, (old_number, old_name), (new_number, new_name))
+        await self.changing_names(moving, (old_number, old_name), (new_number, new_name), moves=True)
         self.recaller.moved(new_parent, new_name)
         if flags & _RENAME_EXCHANGE:
             self.recaller.moved(old_parent, old_name)

@@ -263,15 +263,15 @@ class RemoteNode:
         await self.drain(handle)
         return await self.ask(wire.MakeLink(handle, parent, name, caller), wire.Found)
 
-    async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> None:
+    async def remove_name(self, parent: bytes, name: bytes, directory: bool, caller: wire.Caller) -> wire.NamesChanged:
         await self.open_unopened()  # it may be one of them that goes
-        await self.peer.call(wire.RemoveName(parent, name, directory, caller), wire.Done)
+        return await self.ask(wire.RemoveName(parent, name, directory, caller), wire.NamesChanged)
 
     async def rename(
         self, parent: bytes, name: bytes, new_parent: bytes, new_name: bytes, flags: int, caller: wire.Caller
-    ) -> None:
+    ) -> wire.NamesChanged:
         await self.open_unopened()
-        await self.peer.call(wire.RenameName(parent, name, new_parent, new_name, flags, caller), wire.Done)
+        return await self.ask(wire.RenameName(parent, name, new_parent, new_name, flags, caller), wire.NamesChanged)
 
     async def read_link(self, handle: bytes, caller: wire.Caller) -> bytes:
         return (await self.peer.call(wire.ReadLink(handle, caller), wire.LinkRead)).target

@@ -227,19 +227,19 @@ class RemoteFile:
         await self.node.drain(self.handle)
         return (await self._call_checked(through, wire.AttributesGot))[0].attributes
 
-    async def read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
+    async def read_directory(self, cursor: int, size_bytes: int, bare: bool = False) -> wire.DirectoryRead:
         unsent = self.node.unsent_handles
-        read = await self._read_directory(cursor, size_bytes)
+        read = await self._read_directory(cursor, size_bytes, bare)
         early = [entry.handle for entry in read.entries if entry.handle in unsent] if unsent else ()
         if not early:
             return read
         for handle in early:  # the owner told sizes that are not those of what was written here
             await self.node.drain(handle)
-        return await self._read_directory(cursor, size_bytes)
+        return await self._read_directory(cursor, size_bytes, bare)
 
-    async def _read_directory(self, cursor: int, size_bytes: int) -> wire.DirectoryRead:
+    async def _read_directory(self, cursor: int, size_bytes: int, bare: bool) -> wire.DirectoryRead:
         asked_in = self.node.leases.round
-        read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes), wire.DirectoryRead)
+        read = await self._call(lambda: wire.ReadDirectory(self.open_id, cursor, size_bytes, bare), wire.DirectoryRead)
         return self.node.leases.counts(asked_in, read)
 
     async def open_for_lease(self) -> wire.FileOpened:

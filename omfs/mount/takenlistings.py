@@ -110,8 +110,11 @@ class Lister:
             if file is None:
                 file = snapshot.file = await open_directory(node, handle, caller)
             self._operations.counters.asked_listings += 1
-            read = await file.read_directory(snapshot.cursor, _piece_bytes(reply, snapshot, len(handle)))
-            return self._take(reply, snapshot, index, node, read)
+            asked_at = self._operations.xattr_changes
+            size_bytes = _piece_bytes(reply, snapshot, len(handle))
+            wants_bare = reply.plus and self._operations.wants_bare
+            read = await file.read_directory(snapshot.cursor, size_bytes, wants_bare)
+            return self._take(reply, snapshot, index, node, read, asked_at)
         except OmfsError as error:
             if error.errno == errno.ESTALE:  # removed by another node: as the kernel says of a removed directory
                 raise FUSEError(errno.ENOENT) from None
@@ -123,7 +126,8 @@ class Lister:
                 await _close(snapshot)
 
     def _take(
-        self, reply: dirs.DirectoryReply, snapshot: Snapshot, index: int, node: RemoteNode, read: wire.DirectoryRead
+        self, reply: dirs.DirectoryReply, snapshot: Snapshot, index: int, node: RemoteNode, read: wire.DirectoryRead,
+        asked_at: int,
     ) -> int:  # fmt: skip
         """Add a piece to the snapshot, and to the reply as much of it as fits; returns how many names that is."""
         inodes, policy, entries = self._operations.inodes, self._listings.policy, read.entries
@@ -142,21 +146,28 @@ class Lister:
             inode = inodes.find(node, entry.handle)
             names.append(Name(entry.name, inode.id, kind))
             if can_pack:
-                known = self._known(directory, read, entry, inode)
+                known = self._known(directory, read, entry, inode, asked_at)
                 can_pack = reply.add(inode.id, kind, entry.name, snapshot.cookie(index + packed + _DOTS + 1), known)
                 packed += can_pack
                 inode.lookups += can_pack and known is not dirs.NO_ENTRY
             if not inode.lookups:
                 inodes.drop(inode)  # the kernel knows only its number
         cursor = entries[-1].cursor if entries else snapshot.cursor
+        lists_all = read.lists_all and mode is not wire.Mode.NONE
+        snapshot.note_hold(directory.hold_of_names if lists_all else None)
         self._listings.extend(snapshot, names, mode, at_end=read.at_end or not entries, cursor=cursor)
+        if snapshot.knows_all and not directory.changing:
+            self._operations.all_names.know(directory, (name.name for name in snapshot.names))
         return packed
 
     def _known(
-        self, directory: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, inode: Inode[RemoteNode]
-    ) -> bytes:
+        self, directory: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, inode: Inode[RemoteNode],
+        asked_at: int,
+    ) -> bytes:  # fmt: skip
         """What the entry says of its object: nothing where the kernel could not use it in a later call."""
         entry_s, attr_s = self._listings.policy.entry_valid_s(directory, read, entry, inode)
+        if attr_s:
+            self._operations.note_bare(inode, entry.bare, asked_at)
         if not entry_s and not attr_s:
             return dirs.NO_ENTRY
         return dirs.known_entry(inode.id, abi.attributes(inode.id, entry.attributes), entry_s, attr_s)

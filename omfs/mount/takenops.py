@@ -29,6 +29,7 @@ from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
 from omfs.mount.remotefile import create_file
 from omfs.mount.taker import taker
+from omfs.mount.unasked import answer_unasked
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     open_ = _taker(operations, _open)
 
     def take_open(hook: Hook, request: memoryview) -> Taken:
-        inode = operations.inodes.find_number(hook.node_id)
+        inode = operations.inodes.peek(hook.node_id)
         opened = None if inode is None else operations.open_here(inode, abi.open_flags(request), hook)
         if opened is None:
             return open_(hook, request)
@@ -318,6 +319,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     hook.takers[abi.READ] = take_read
     hook.takers[abi.LOOKUP] = take_look_up
     hook.takers[abi.GETATTR] = take_get_attributes
+    answer_unasked(hook, operations)
 
 
 def _taker(operations: FileOperations, handler: Handler) -> Taker:

@@ -10,10 +10,23 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from omfs.wiretypes import Bare
+
 KEPT_MAX: Final = 32  # answers, of one object
 VALUE_MAX_BYTES: Final = 4096
 KEPT_ERRORS: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 ACL_NAMES: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+
+
+_OF_ACCESS: Final = ACL_NAMES | {b"security.capability"}
+_TOLD: Final = (b"user.", b"trusted.", b"security.")  # of other kinds the owner may say EOPNOTSUPP
+
+
+def lacks(bare: Bare, name: bytes) -> bool:
+    """Whether an object of which this is known does not have the attribute: ENODATA."""
+    if bare is Bare.UNKNOWN:
+        return False
+    return name in _OF_ACCESS or (bare is Bare.OF_ALL and name.startswith(_TOLD))
 
 
 class Xattrs:

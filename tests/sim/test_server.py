@@ -49,7 +49,7 @@ async def check_undisturbed(pair: Pair) -> None:
         (
             wire.Hello(wire.PROTOCOL_VERSION + 1, "newer", HOLDER, OWNER, True, b"map", KEY, wire.Lane.SMALL),
             None,
-            "speaks protocol 2, node 1 ('newer') speaks 3: install the same version on both",
+            f"speaks protocol {wire.PROTOCOL_VERSION}, node 1 ('newer') speaks {wire.PROTOCOL_VERSION + 1}: install",
         ),
         (hello(node_id=3), 1, "the certificate is node 1's but the caller says it is node 3"),
         (hello_to(local_node(HOLDER), 3, KEY, wire.Lane.SMALL), None, "this is node 2, not node 3"),

@@ -118,11 +118,11 @@ class Asker:
         return await self.get(wire.MakeDirectory(parent, os.fsencode(name), mode, 0o022, self.caller), wire.Found)
 
     async def remove(self, parent: bytes, name: bytes | str, directory: bool = False) -> None:
-        await self.get(wire.RemoveName(parent, os.fsencode(name), directory, self.caller), wire.Done)
+        await self.get(wire.RemoveName(parent, os.fsencode(name), directory, self.caller), wire.NamesChanged)
 
     async def rename(self, parent: bytes, name: str, new_parent: bytes, new_name: str, flags: int = 0) -> None:
         request = wire.RenameName(parent, name.encode(), new_parent, new_name.encode(), flags, self.caller)
-        await self.get(request, wire.Done)
+        await self.get(request, wire.NamesChanged)
 
     async def read(self, open_id: int, offset: int = 0, size_bytes: int = 4096) -> bytes:
         reply, bulk = await self.ask(wire.ReadBlocks(open_id, offset, size_bytes))

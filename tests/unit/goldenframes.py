@@ -154,8 +154,8 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "2000000000000000020100000000000093ad4f70656e4469726563746f7279c40364697293cd03e8cd03e89218cd03e8",
     ),
     (
-        wire.ReadDirectory(open_id=7, cursor=2**63 - 1, size_bytes=131072),
-        "1e00000000000000020100000000000094ad526561644469726563746f727907cf7fffffffffffffffce00020000",
+        wire.ReadDirectory(open_id=7, cursor=2**63 - 1, size_bytes=131072, bare=True),
+        "1f00000000000000020100000000000095ad526561644469726563746f727907cf7fffffffffffffffce00020000c3",
     ),
     (
         wire.LockFile(open_id=7, operation=2, wait=True),
@@ -264,14 +264,26 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.Found(
-            handle=b"file", attributes=ATTRIBUTES, serial=300, mode=wire.Mode.SHARED, parent_mode=wire.Mode.EXCLUSIVE
+            handle=b"file",
+            attributes=ATTRIBUTES,
+            serial=300,
+            mode=wire.Mode.SHARED,
+            parent_mode=wire.Mode.EXCLUSIVE,
+            parent=ATTRIBUTES,
+            lists_all=True,
         ),
-        "3700000000000000020100000000008096a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
-        "fe362a0001ff00cfffffffffffffffffcd012c0102",
+        "5d00000000000000020100000000008098a5466f756e64c40466696c659ccd81a401cd03e8cd03e8000508cd1000cf17979c"
+        "fe362a0001ff00cfffffffffffffffffcd012c01029ccd81a401cd03e8cd03e8000508cd1000cf17979cfe362a0001ff00cf"
+        "ffffffffffffffffc3",
     ),
     (
         wire.NameMissing(serial=301, parent_mode=wire.Mode.SHARED),
         "1100000000000000020100000000008093ab4e616d654d697373696e67cd012d01",
+    ),
+    (
+        wire.NamesChanged(parents=(ATTRIBUTES,), serial=307, modes=(wire.Mode.SHARED,)),
+        "3900000000000000020100000000008094ac4e616d65734368616e676564919ccd81a401cd03e8cd03e8000508cd1000cf17"
+        "979cfe362a0001ff00cfffffffffffffffffcd01339101",
     ),
     (
         wire.AttributesGot(attributes=ATTRIBUTES, serial=302, mode=wire.Mode.SHARED),
@@ -317,9 +329,12 @@ GOLDEN: list[tuple[wire.Message, str]] = [
             mode=wire.Mode.EXCLUSIVE,
             parent_mode=wire.Mode.SHARED,
             data=True,
+            bare=wire.Bare.OF_ALL,
+            parent=ATTRIBUTES,
         ),
-        "3f00000000000000020100000000008098ab46696c654372656174656407c40466696c659ccd81a401cd03e8cd03e8000508"
-        "cd1000cf17979cfe362a0001ff00cfffffffffffffffffcd01300201c3",
+        "650000000000000002010000000000809aab46696c654372656174656407c40466696c659ccd81a401cd03e8cd03e8000508"
+        "cd1000cf17979cfe362a0001ff00cfffffffffffffffffcd01300201c3029ccd81a401cd03e8cd03e8000508cd1000cf1797"
+        "9cfe362a0001ff00cfffffffffffffffff",
     ),
     (
         wire.BlocksRead(),
@@ -335,13 +350,23 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.DirectoryRead(
-            entries=(wire.Entry(name=b"a", cursor=3, handle=b"file", attributes=ATTRIBUTES, mode=wire.Mode.SHARED),),
+            entries=(
+                wire.Entry(
+                    name=b"a",
+                    cursor=3,
+                    handle=b"file",
+                    attributes=ATTRIBUTES,
+                    mode=wire.Mode.SHARED,
+                    bare=wire.Bare.OF_ALL,
+                ),
+            ),
             at_end=True,
             serial=305,
             mode=wire.Mode.SHARED,
+            lists_all=True,
         ),
-        "4600000000000000020100000000008095ad4469726563746f7279526561649195c4016103c40466696c659ccd81a401cd03"
-        "e8cd03e8000508cd1000cf17979cfe362a0001ff00cfffffffffffffffff01c3cd013101",
+        "4800000000000000020100000000008096ad4469726563746f7279526561649196c4016103c40466696c659ccd81a401cd03"
+        "e8cd03e8000508cd1000cf17979cfe362a0001ff00cfffffffffffffffff0102c3cd013101c3",
     ),
     (
         wire.LeaseGranted(serial=306, mode=wire.Mode.EXCLUSIVE),

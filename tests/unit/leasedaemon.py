@@ -66,6 +66,7 @@ class Daemon:
         self.changing = dict.fromkeys(DIRECTORIES, 0)
         self.looking: set[int] = set()  # processes in calls that only look
         self.forgetting: dict[bytes, list[Forgetting]] = {handle: [] for handle in DIRECTORIES}
+        self.known: dict[Register, tuple[tuple[int, int] | None, int]] = {}  # by what is held, and the version
         self.running: set[int] = set()
         self.handled: set[int] = set()
         self.is_connected = False

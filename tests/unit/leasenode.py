@@ -150,6 +150,10 @@ class Node(Daemon):
             return Reply("ok", kernel.attributes[handle])
         clock = kernel.clock
         if handle in DIRECTORIES:
+            if (version := self._known(handle, handle)) and self._tell_known(handle):
+                yield from self._process_reply(handle)
+                kernel.learn(handle, version, True, clock)
+                return Reply("ok", version)
             yield from self._wait_forgotten(handle, call.pid)
         elif self.world.rules.drains_before_looking:
             yield from self.behind.drain(handle)
@@ -193,14 +197,18 @@ class Node(Daemon):
         kernel, name = self.kernel, (call.handle, call.name)
         while True:
             clock, asked_in, dirty = kernel.clock, self.round, self.behind.dirty()
-            reply: Reply = yield from self.ask(call)
+            version = self._known(call.handle, name)
+            if version and self._tell_known(call.handle, call.name):
+                reply, counts, may_name = Reply("ok", version), False, True
+                break
+            reply = yield from self.ask(call)
             if reply.result == "failed":
                 return reply
             if reply.file not in dirty or not self.world.rules.looks_again:
+                counts, lease = self._counts(asked_in), self._lease(call.handle)
+                may_name = counts and self.holder.may_name(lease, reply.serial, reply.parent_mode, call.name)
                 break
             yield from self.behind.drain(reply.file)
-        counts = self._counts(asked_in)
-        may_name = counts and self.holder.may_name(self._lease(call.handle), reply.serial, reply.parent_mode, call.name)
         told = False
         if reply.file:
             lease = self._lease(reply.file)
@@ -242,6 +250,35 @@ class Node(Daemon):
         kernel.reading.remove(file)
         return reply
 
+    # ------------------------------------------------------------ what is known without asking
+
+    def _held(self, directory: bytes) -> tuple[int, int] | None:
+        lease = self._lease(directory)
+        return (self.round, lease.void) if self.holder.valid and lease.is_held else None
+
+    def _known(self, directory: bytes, register: Register) -> int:
+        """The version of its attributes, or of a name that is absent; 0: not known."""
+        held, version = self.known.get(register, (None, 0))
+        is_held = held is not None and held == self._held(directory)
+        return version if is_held or not self.world.rules.knows_while_held else 0
+
+    def _tell_known(self, directory: bytes, name: bytes | None = None) -> bool:
+        lease = self._lease(directory)
+        if name is None:
+            return self.holder.tell_unasked(lease)
+        return self.holder.may_name_unasked(lease, name)
+
+    def _keep_known(self, call: Call, reply: Reply, granted: bool) -> None:
+        """Our own change was answered: what it says of the directory, and that a name is gone."""
+        if call.kind not in ("unlink", "link", "rename") or not (granted or not self.world.rules.knows_granted):
+            return
+        changed, held = dict(reply.changed), self._held(call.handle)
+        if call.kind == "rename" and call.other != call.handle:
+            changed.pop(call.other, None)  # nothing was granted on it
+        for register in (call.handle, *([(call.handle, call.name)] if call.kind == "unlink" else ())):
+            if register in changed:
+                self.known[register] = held, changed[register]
+
     def _find_names(self, call: Call, anew: bool) -> Steps:
         """As the VFS does before an unlink or a rename, with the directories locked."""
         reply = Reply("ok")
@@ -282,6 +319,7 @@ class Node(Daemon):
                 if call.kind == "link":
                     directory = self._lease(call.handle)
                     may_name = self.holder.may_name(directory, reply.serial, reply.parent_mode, call.name)
+            self._keep_known(call, reply, may_name if call.kind == "link" else told)
             yield from self._outdate(call, reply)
             keeps = call.kind == "rename" and self._moved(call)
             yield from self._process_reply(subject)
@@ -310,6 +348,8 @@ class Node(Daemon):
     def _ask_to_change(self, call: Call, directories: list[bytes]) -> Steps:
         """Its directories stay locked until it is answered."""
         locked = directories if call.kind != "chmod" or self.world.rules.chmods_count else ()
+        for register in (*directories, (call.handle, call.name), (call.other, call.other_name)):
+            self.known.pop(register, None)
         for directory in locked:
             self.changing[directory] += 1
         reply = yield from self.ask(call)

@@ -46,20 +46,27 @@ def open_first(world: World) -> None:
 
 
 class Run:
-    """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for.  *writes*: to open files."""
+    """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for.  *writes*: to open files.
 
-    def __init__(self, seed: int, rules: Rules, is_calm: bool = False, writes: bool = False) -> None:
+    *kinds*: only these calls, and for longer: what takes several in a row in one directory.
+    """
+
+    def __init__(
+        self, seed: int, rules: Rules, is_calm: bool = False, writes: bool = False, kinds: tuple[str, ...] = ()
+    ) -> None:
         self._random = random.Random(seed)
         self.world = World(Node, self._random.choice((2, 2, 3)), rules)
         self._few = {self._random.choice(some) for some in (FILES, DIRECTORIES, NAMES)}
         self._kinds = [*self._random.sample(KINDS, 3), "look", self._random.choice(("stat", "read"))]
         if writes:
             self._few |= {FILES[0], NAMES[0]}  # the only file that is found from the beginning
-            kinds = self._random.sample(WRITING, 4)
-            self._kinds = ["write", "write", *kinds, "look", "stat", "read"]
+            self._kinds = ["write", "write", *self._random.sample(WRITING, 4), "look", "stat", "read"]
             self.world.is_behind = self._random.random() < 0.3
             open_first(self.world)
         self._writes = writes
+        self._steps = STEPS
+        if kinds:
+            self._kinds, self._steps = list(kinds), 4 * STEPS
         self._trouble = 0.0 if is_calm else self._random.choice((0.0, 0.02, 0.06))
 
     def _pick(self, some: tuple[bytes, ...]) -> bytes:
@@ -68,7 +75,7 @@ class Run:
 
     def run(self) -> None:
         """Raises Broken."""
-        for _ in range(STEPS):
+        for _ in range(self._steps):
             chance = self._random.random()
             node = self._random.choice(self.world.nodes)
             if chance < 0.15:
@@ -111,11 +118,13 @@ class Run:
                 node.cut()
 
 
-def first_broken(rules: Rules, seeds: Iterable[int], writes: bool = False) -> tuple[int, str] | None:
-    """The first seed with which the promise is broken, and how."""
+def first_broken(
+    rules: Rules, seeds: Iterable[int], kinds: tuple[str, ...] = (), writes: bool = False
+) -> tuple[int, str] | None:
+    """The first seed with which the promise is broken, and how.  *kinds*: calm runs of only these calls."""
     for seed in seeds:
         try:
-            Run(seed, rules, writes=writes).run()
+            Run(seed, rules, is_calm=bool(kinds), writes=writes, kinds=kinds).run()
         except (Broken, AssertionError, KeyError, ValueError) as error:
             return seed, f"{type(error).__name__}: {error}"
     return None

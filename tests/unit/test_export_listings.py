@@ -23,8 +23,9 @@ pytestmark = pytest.mark.lab
 async def test_an_empty_directory(root: Asker, room: Path) -> None:
     here = (await root.walk(room)).handle
     open_id = (await root.get(wire.OpenDirectory(here, ROOT), wire.FileOpened)).open_id
-    assert await root.get(wire.ReadDirectory(open_id, 0, 4096), wire.DirectoryRead) == wire.DirectoryRead((), True)
-    assert await root.get(wire.ReadDirectory(open_id, 0, 4096), wire.DirectoryRead) == wire.DirectoryRead((), True)
+    nothing = wire.DirectoryRead((), True, lists_all=True)
+    assert await root.get(wire.ReadDirectory(open_id, 0, 4096), wire.DirectoryRead) == nothing
+    assert await root.get(wire.ReadDirectory(open_id, 0, 4096), wire.DirectoryRead) == nothing
 
 
 @pytest.mark.parametrize("size_bytes", [1, 500, 4096, 1 << 20])

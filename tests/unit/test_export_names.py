@@ -94,7 +94,7 @@ async def test_names_are_bytes(root: Asker, room: Path) -> None:
     assert os.listdir(os.fsencode(room)) == [name]
     assert (await root.look_up(directory.handle, name)).handle == created.handle
     assert list(await root.list(directory.handle)) == [name]
-    await root.get(wire.RenameName(directory.handle, name, directory.handle, b"n" * 255, 0, ROOT), wire.Done)
+    await root.get(wire.RenameName(directory.handle, name, directory.handle, b"n" * 255, 0, ROOT), wire.NamesChanged)
     await root.remove(directory.handle, b"n" * 255)
     assert os.listdir(room) == []
 
@@ -367,7 +367,7 @@ async def test_freeing_a_big_file_is_begun_later_or_never(root: Asker, room: Pat
     work.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert sorted(os.listdir(room)) == ["big", "new"]
-    await root.get(requests[how], wire.Done)
+    await root.get(requests[how], wire.NamesChanged)
     assert len(os.listdir("/proc/self/fd")) == before
     assert os.listdir(room) == ["new" if how == "remove" else "big"]
     assert os.statvfs(room).f_bavail * os.statvfs(room).f_frsize > 17 << 20

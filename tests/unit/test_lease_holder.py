@@ -39,6 +39,24 @@ def test_without_a_grant_nothing_is_told(holder: Holder, serial: int, mode: Mode
     assert (lease.is_held, lease.told) == (False, False)
 
 
+def test_what_is_known_here_is_told_while_it_is_held(holder: Holder) -> None:
+    lease = held(holder)
+    since = holder.begin_pass(lease)
+    assert holder.may_name_unasked(lease, b"a")
+    assert not holder.is_done(lease, since), "a pass that did not forget it is repeated"
+    assert holder.may_name_unasked(lease, b"b")
+    assert set(lease.take_names()) == {b"a", b"b"}
+    holder.begin_recall(lease)
+    assert not holder.may_name_unasked(lease, b"c")
+    assert not holder.tell_unasked(lease)
+    holder.end_recall(lease, Mode.SHARED)
+    assert holder.tell_unasked(lease)
+    holder.lapse()
+    assert not holder.tell_unasked(lease)
+    assert not holder.may_name_unasked(holder.new_lease(G), b"a")
+    assert lease.names is None
+
+
 def test_outside_the_term_nothing_is_told() -> None:
     holder = Holder()
     lease = holder.new_lease(F)

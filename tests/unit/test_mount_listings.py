@@ -216,11 +216,12 @@ def test_changes_of_our_own_end_a_listing_for_others() -> None:
     mount.leases.is_on = True
     number = mount.inode.id
 
-    async def change(error: Exception | None = None) -> None:
+    async def change(error: Exception | None = None) -> wire.NamesChanged:
         mount.kernel.iversion += error is None
         if error is not None:
             raise error
         mount.peer.make(b"a%d" % len(mount.peer.names))
+        return wire.NamesChanged(())
 
     for expected in (1, 2):
         finished(mount.operations.changing_names(change(), (number, b"name")))
