@@ -36,7 +36,7 @@ import trio
 from omfs.export.leasekeeper import LeaseKeeper
 from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
-from omfs.kernel.filelease import FileLeases
+from omfs.kernel.filelease import FileLeases, LeaseState, state_of
 
 READ_PAUSE_S: Final = 0.001  # between two reads of events: meanwhile the kernel merges them, and we do other things
 OVERDUE_SHARE: Final = 8  # so many guards (a share of the limit) may wait for `unguard` beyond it
@@ -62,6 +62,13 @@ class Change(NamedTuple):
     kind: ChangeKind
     key: bytes | None
     names: frozenset[bytes] = frozenset()
+
+
+class GuardNow(NamedTuple):
+    """*lease*: what the kernel has of it, None: there is no guard.  *is_told*: as DATA or EVICTED."""
+
+    lease: LeaseState | None
+    is_told: bool
 
 
 class _Guard:
@@ -276,6 +283,13 @@ class LocalChanges:
         """Whether there is a guard that can be relied on."""
         guard = self._guards.get(key)
         return guard is not None and not guard.is_told and not guard.is_unclaimed and key not in self._deferred
+
+    def look_at(self, key: bytes) -> GuardNow:
+        """For omfs-admin check."""
+        guard = self._guards.get(key)
+        if guard is None:
+            return GuardNow(None, False)
+        return GuardNow(LeaseState.ACTIVE if self._leases.is_whole(guard.fd) else state_of(guard.fd), guard.is_told)
 
     def unguard(self, key: bytes) -> None:
         """Nobody caches the data any more: whoever waits in open(2) goes on.  Does nothing without a guard."""

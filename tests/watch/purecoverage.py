@@ -18,6 +18,7 @@ PURE: Final = (
     "omfs/cache/holder.py",
     "omfs/cache/latency.py",
     "omfs/cache/owner.py",
+    "omfs/cache/parts.py",
     "omfs/cache/rules.py",
     "omfs/errors.py",
     "omfs/export/ranges.py",
