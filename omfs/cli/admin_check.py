@@ -229,7 +229,9 @@ async def _held_facts(node: OwnNode, cluster: ClusterFacts, sample: int) -> Held
     if named or (sample and holders):
         with Objects(node.settings) as objects:
             if sample:
-                audits = await audit_facts(node, objects, holders, sample, _Progress().show)
+                progress = _Progress()
+                audits = await audit_facts(node, objects, holders, sample, progress.show)
+                progress.end()
             named |= {one.handle for audit in audits or () for one in audit.stale}
             for handle in named:
                 if path := objects.find(handle).path:
@@ -245,8 +247,15 @@ class _Progress:
 
     def show(self, node_id: int, compared: int) -> None:
         self._compared[node_id] = compared
+        self._print(f"{sum(self._compared.values())} objects audited")
+
+    def end(self) -> None:
+        self._print("")
+
+    @staticmethod
+    def _print(text: str) -> None:
         if sys.stderr.isatty():
-            print(f"\r{sum(self._compared.values())} objects audited ", end="\r", file=sys.stderr, flush=True)
+            print(f"\r{text:<40}\r", end="", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- showing
