@@ -42,8 +42,7 @@ def look(served: Served, *wanted: Wanted) -> list[Seen]:
 
 
 def test_what_is_cached_is_seen_without_a_question(served: Served) -> None:
-    served.read()
-    served.read()  # the first one has made the kernel doubt the access time
+    served.read()  # makes the kernel doubt the access time
     with served.asking():
         whole, attributes = look(served, Wanted(FILE, True, 0, GENERATION), Wanted(FILE, False, 0, GENERATION))
     assert whole.status is not None

@@ -68,6 +68,14 @@ async def test_guards_that_are_well(room: Room, dropper: Dropper, file: Path) ->
     assert (await dropper.guards({})).broken == ()
 
 
+async def test_a_broken_guard_that_is_about_to_be_told(room: Room, dropper: Dropper, file: Path) -> None:
+    await cached(room, file)
+    (key,) = room.changes.guards
+    room.changes.lost[key] = GuardNow(LeaseState.BREAKING, False)
+    room.changes.undrained.append(lambda: room.changes.lost.update({key: GuardNow(LeaseState.BREAKING, True)}))
+    assert (await dropper.guards({})).broken == ()
+
+
 @pytest.mark.parametrize(
     ("now", "state"),
     [
