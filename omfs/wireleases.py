@@ -81,9 +81,11 @@ class HeldTold(Message, frozen=True, tag=True):
 class AuditHeld(Message, frozen=True, tag=True):
     """For omfs-admin check: what the kernel of the node that is asked has cached of the asking one's objects.
 
-    Of *count* objects by chance, or of these *handles*; *seed* chooses the part of their data.
+    Of *count* objects from *start* on, in an order that *seed* gives; or of these *handles*.  It also chooses the part
+    of their data.
     """
 
+    start: int
     count: int
     seed: int
     handles: tuple[bytes, ...] = ()
@@ -104,7 +106,11 @@ class Audited(Message, frozen=True):
 
 
 class HeldAudited(Message, frozen=True, tag=True):
-    """*skipped*: those that may be newer there than at their owner, and those that changed meanwhile."""
+    """*skipped*: those that changed meanwhile and, told once, those that may be newer there than at their owner.
+
+    *at_end*: there are no more.
+    """
 
     objects: tuple[Audited, ...]
     skipped: int
+    at_end: bool

@@ -61,33 +61,32 @@ class _Audit:
         self._reading = reading
 
     async def run(self, sample: int, on_progress: Progress) -> AuditFacts:
-        facts = AuditFacts(self._node_id)
-        known: set[bytes] = set()
+        facts, start, seed = AuditFacts(self._node_id), 0, random.getrandbits(32)
         try:
-            while len(known) < sample:
-                count, seed = min(BATCH, sample - len(known)), random.getrandbits(32)
-                looked, skipped = await self._look(count, seed)
-                new = {handle: one for handle, one in looked.items() if handle not in known}
-                known |= new.keys()
+            while start < sample:
+                count = min(BATCH, sample - start)
+                looked, told = await self._look(start, count, seed)
                 facts = replace(
                     facts,
-                    compared=len(known),
-                    skipped=max(facts.skipped, skipped),
-                    data_bytes=facts.data_bytes + sum(told.size_bytes for told, _ in new.values() if told.digest),
-                    stale=facts.stale + await self._stale(new, seed),
+                    compared=facts.compared + len(looked),
+                    skipped=facts.skipped + told.skipped,
+                    data_bytes=facts.data_bytes + sum(told.size_bytes for told, _ in looked.values() if told.digest),
+                    stale=facts.stale + await self._stale(looked, seed),
                 )
-                on_progress(self._node_id, len(known))
-                if len(looked) < count or not new:
-                    break  # that is all it has, or nearly
+                on_progress(self._node_id, facts.compared)
+                if told.at_end:
+                    break
+                start += count
         except ControlError as error:
             return replace(facts, reason=str(error))
         return facts
 
-    async def _look(self, count: int, seed: int, handles: tuple[bytes, ...] = ()) -> tuple[Looked, int]:
-        """What is told, and what is; and how many were skipped."""
-        reply = await ask_for(
-            self._node.mount, HeldAuditedReply, "ask_audit", node=self._node_id, count=count, seed=seed, handles=handles
-        )
+    async def _look(
+        self, start: int, count: int, seed: int, handles: tuple[bytes, ...] = ()
+    ) -> tuple[Looked, wire.HeldAudited]:
+        """What is told, and what is; and the answer."""
+        request = {"node": self._node_id, "start": start, "count": count, "seed": seed, "handles": handles}
+        reply = await ask_for(self._node.mount, HeldAuditedReply, "ask_audit", **request)
         if reply.told is None:
             raise ControlError(reply.reason)
         looked: Looked = {}
@@ -97,7 +96,7 @@ class _Audit:
             except OSError:  # a native program has a kernel lease on it, or its disk fails: not a lease's fault
                 continue
             looked[told.handle] = (told, fresh)
-        return looked, reply.told.skipped
+        return looked, reply.told
 
     def _fresh(self, told: wire.Audited) -> Fresh | None:
         try:
@@ -115,5 +114,5 @@ class _Audit:
         if not suspects:
             return ()
         await trio.sleep(SETTLE_S)
-        again, _ = await self._look(len(suspects), seed, tuple(suspects))
+        again, _ = await self._look(0, len(suspects), seed, tuple(suspects))
         return tuple(Stale(handle, stale_parts(*one)) for handle, one in suspects.items() if again.get(handle) == one)

@@ -33,12 +33,12 @@ class OwnMount:
 
     async def tell_held(self, owner: int, request: wire.TellHeld) -> wire.HeldTold:
         """What is held of the objects of node *owner*.  OSError, ControlError."""
-        arguments = {"node": owner, "part": request.part, "parts": request.parts}
+        arguments = {"node": owner, **msgspec.structs.asdict(request)}
         return await self._ask(wire.HeldTold, "tell_held", TELL_WITHIN_S, arguments)
 
     async def audit(self, owner: int, request: wire.AuditHeld) -> wire.HeldAudited:
         """What the kernel has cached of some of them.  OSError, ControlError."""
-        arguments = {"node": owner, "count": request.count, "seed": request.seed, "handles": request.handles}
+        arguments = {"node": owner, **msgspec.structs.asdict(request)}
         return await self._ask(wire.HeldAudited, "audit", AUDIT_WITHIN_S, arguments)
 
     async def _ask(self, shape: type[R], command: str, within_s: float, arguments: Arguments) -> R:

@@ -10,10 +10,11 @@ Called by daemon.py.
 
 from __future__ import annotations
 
-import random
 import sys
+import zlib
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from itertools import zip_longest
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -46,9 +47,18 @@ class _OfPart(msgspec.Struct):
 
 class _OfAudit(msgspec.Struct):
     node: int
+    start: int
     count: int
     seed: int
     handles: tuple[bytes, ...] = ()
+
+
+class _Choice(NamedTuple):
+    """*skipped*: so many may be newer here."""
+
+    inodes: list[Inode[RemoteNode]]
+    skipped: int
+    at_end: bool
 
 
 class Teller:
@@ -98,9 +108,11 @@ class Teller:
     async def audit(self, arguments: Arguments) -> HeldAuditedReply:
         """What programs here see of some objects that are cached."""
         asked = _converted(arguments, _OfAudit)
+        if asked.start < 0 or asked.count < 1 or not 0 <= asked.seed < 1 << 32:
+            raise ControlError("there is no such sample")
         node = self._node(asked.node)
         node.leases.look_at_term()
-        chosen, skipped = self._choose(node, asked)
+        chosen, skipped, at_end = self._choose(node, asked)
         holds = {inode.id: inode.hold for inode in chosen}
         data = {inode.id for inode in chosen if inode.lease.data}
         seen = await self._look([Wanted(inode.id, inode.id in data, asked.seed) for inode in chosen])
@@ -112,22 +124,24 @@ class Teller:
                 continue
             digest = one.digest if inode.lease.data else b""
             objects.append(wire.Audited(handle, hold[1], _attributes(one.status), one.offset, one.size_bytes, digest))
-        return HeldAuditedReply(wire.HeldAudited(tuple(objects), skipped))
+        return HeldAuditedReply(wire.HeldAudited(tuple(objects), skipped, at_end))
 
-    def _choose(self, node: RemoteNode, asked: _OfAudit) -> tuple[list[Inode[RemoteNode]], int]:
-        """Half of them with data, as far as there are so many; and how many may be newer here."""
+    def _choose(self, node: RemoteNode, asked: _OfAudit) -> _Choice:
+        """Every second one has data cached, as far as there are so many."""
         held = [inode for inode in self._inodes.of_owner(node) if inode.hold is not None]
         if asked.handles:
             handles = set(asked.handles)
             held = [inode for inode in held if _handle(inode) in handles]
-        may_be_newer = sum(map(_may_be_newer, held))
-        held = [inode for inode in held if not _may_be_newer(inode)]
-        random.Random(asked.seed).shuffle(held)
-        count = min(asked.count, OBJECTS_MAX)
-        with_data = [inode for inode in held if inode.lease.data][: -(-count // 2)]
-        rest = [inode for inode in held if not inode.lease.data][: count - len(with_data)]
-        more = [inode for inode in held if inode.lease.data][len(with_data) : count - len(rest)]
-        return [*with_data, *rest, *more], may_be_newer
+        audited = [inode for inode in held if not _may_be_newer(inode)]
+        # The same for all parts of an audit, whatever comes and goes between them.
+        audited.sort(key=lambda inode: zlib.crc32(_handle(inode) or b"", asked.seed))
+        pairs = zip_longest(
+            (inode for inode in audited if inode.lease.data), (inode for inode in audited if not inode.lease.data)
+        )
+        ordered = [inode for pair in pairs for inode in pair if inode is not None]
+        end = asked.start + min(asked.count, OBJECTS_MAX)
+        may_be_newer = 0 if asked.start else len(held) - len(audited)
+        return _Choice(ordered[asked.start : end], may_be_newer, end >= len(ordered))
 
     async def _look(self, wanted: list[Wanted]) -> dict[int, Seen]:
         """By node id.  ControlError where the reader fails, or takes too long."""
@@ -154,7 +168,7 @@ class Teller:
     async def ask_audit(self, arguments: Arguments) -> HeldAuditedReply:
         """What programs of another node see of our objects."""
         asked = _converted(arguments, _OfAudit)
-        request = wire.AuditHeld(asked.count, asked.seed, asked.handles)
+        request = wire.AuditHeld(asked.start, asked.count, asked.seed, asked.handles)
         return HeldAuditedReply(*await self._ask(asked.node, request, wire.HeldAudited, ASK_AUDIT_WITHIN_S))
 
     async def _ask(self, number: int, request: wire.Message, expect: type[M], within_s: float) -> tuple[M | None, str]:

@@ -222,7 +222,7 @@ class HeldToldReply(msgspec.Struct, frozen=True):
 
 
 class HeldAuditedReply(msgspec.Struct, frozen=True):
-    """A mount's answer to "audit", "ask_audit" {"node": N, "count": C, "seed": S, "handles": [...]}; as above."""
+    """A mount's answer to "audit", "ask_audit" {"node": N, and as wire.AuditHeld}; as above."""
 
     told: wire.HeldAudited | None
     reason: str = ""

@@ -73,6 +73,7 @@ class Daemons:
         self.held: dict[int, wire.HeldTold | str] = {}  # by node; or why it tells nothing
         self.audited: dict[int, list[wire.HeldAudited] | str] = {}  # one for each question, the last again and again
         self.dropped: list[Arguments] = []
+        self.on_audit: Callable[[Arguments], None] = lambda _: None
         self.on_drop = self.on_guards = self.on_held = nothing  # called before each answer
 
     @contextlib.contextmanager
@@ -137,7 +138,8 @@ class Daemons:
         return HeldToldReply(wire.HeldTold(told.session, leases[:4], is_cut=len(leases) > 4))
 
     async def ask_audit(self, arguments: Arguments) -> object:
-        told = self.audited.get(arguments["node"], [wire.HeldAudited((), 0)])
+        self.on_audit(arguments)
+        told = self.audited.get(arguments["node"], [wire.HeldAudited((), 0, at_end=True)])
         if isinstance(told, str):
             return HeldAuditedReply(None, told)
         return HeldAuditedReply(told.pop(0) if len(told) > 1 else told[0])

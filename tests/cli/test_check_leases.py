@@ -259,10 +259,10 @@ class Audited:
         mounts.close()
         return handle
 
-    def told(self, data: bytes = b"content", breaks: int = 0, **changed: Any) -> wire.HeldAudited:
+    def told(self, data: bytes = b"content", breaks: int = 0, at_end: bool = True, **changed: Any) -> wire.HeldAudited:
         attributes = msgspec.structs.replace(self.attributes, **changed)
         digest = hashlib.sha256(data).digest()
-        return wire.HeldAudited((wire.Audited(self.handle, breaks, attributes, 0, len(data), digest),), 0)
+        return wire.HeldAudited((wire.Audited(self.handle, breaks, attributes, 0, len(data), digest),), 0, at_end)
 
 
 @pytest.fixture
@@ -276,6 +276,18 @@ def test_what_is_seen_as_it_is(daemons: Daemons, file: Audited, capsys: pytest.C
         assert check(daemons, "--json") == 0
     shown = json.loads(capsys.readouterr().out)["findings"]
     assert [one["text"] for one in shown if one["check"] == "audit"] == ["1 objects, 0 KiB of data, 0 skipped"]
+
+
+def test_an_audit_goes_on_to_the_end(daemons: Daemons, file: Audited, capsys: pytest.CaptureFixture[str]) -> None:
+    daemons.audited[2] = [file.told(at_end=False), file.told(at_end=False), file.told()]
+    starts: list[int] = []
+    daemons.on_audit = lambda arguments: starts.append(arguments["start"])
+    assert found_by(daemons, capsys) == []
+    assert starts == [0, 25, 50]
+    starts.clear()
+    daemons.audited[2] = [file.told(at_end=False)]
+    assert found_by(daemons, capsys, "--sample", "30") == []
+    assert starts == [0, 25]
 
 
 def test_old_data(daemons: Daemons, file: Audited, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +321,7 @@ def test_what_was_moving(daemons: Daemons, file: Audited, capsys: pytest.Capture
         "recalled": file.told(),
         "changed there": file.told(b"CONTENT", breaks=1),
         "other data": file.told(b"Content"),
-        "forgotten": wire.HeldAudited((), 1),
+        "forgotten": wire.HeldAudited((), 1, at_end=True),
     }[again]
     daemons.audited[2] = [file.told(b"CONTENT"), second]
     assert found_by(daemons, capsys) == []

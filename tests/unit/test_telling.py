@@ -91,9 +91,12 @@ class Mount:
         assert told is not None
         return told
 
-    async def audit(self, count: int = 100, seed: int = 3, handles: tuple[bytes, ...] = ()) -> wire.HeldAudited:
+    async def audit(
+        self, count: int = 100, seed: int = 3, handles: tuple[bytes, ...] = (), start: int = 0
+    ) -> wire.HeldAudited:
         shown = [base64.b64encode(handle).decode() for handle in handles]
-        told = (await self.teller.audit({"node": 2, "count": count, "seed": seed, "handles": shown})).told
+        asked = {"node": 2, "start": start, "count": count, "seed": seed, "handles": shown}
+        told = (await self.teller.audit(asked)).told
         assert told is not None
         return told
 
@@ -184,6 +187,26 @@ async def test_half_of_a_sample_has_data(mount: Mount) -> None:
     assert {one.handle for one in (await mount.audit(100, 1, wanted)).objects} == {b"data 3", b"plain 4"}
 
 
+async def test_an_audit_in_pieces_meets_each_object_once(mount: Mount) -> None:
+    for number in range(20):
+        mount.knows(b"data %d" % number, 5, data=True)
+        mount.knows(b"plain %d" % number, 5)
+    mount.knows(b"newer", 5, Mode.EXCLUSIVE)
+    pieces = [await mount.audit(16, 9, start=start) for start in (0, 16, 32)]
+    assert [(len(one.objects), one.skipped, one.at_end) for one in pieces] == [
+        (16, 1, False),
+        (16, 0, False),
+        (8, 0, True),
+    ]
+    assert len({one.handle for piece in pieces for one in piece.objects}) == 40
+
+
+@pytest.mark.parametrize("wrong", [{"start": -1}, {"count": 0}, {"seed": -1}, {"seed": 1 << 32}, {"count": "x"}])
+async def test_samples_that_make_no_sense(mount: Mount, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ControlError):
+        await mount.teller.audit({"node": 2, "start": 0, "count": 1, "seed": 0, **wrong})
+
+
 async def test_data_fill_a_sample_where_there_is_little_else(mount: Mount) -> None:
     for number in range(20):
         mount.knows(b"data %d" % number, 5, data=True)
@@ -195,7 +218,7 @@ async def test_what_may_be_newer_here_is_skipped(mount: Mount) -> None:
     mount.knows(b"newer", 5, Mode.EXCLUSIVE)
     being_recalled = mount.knows(b"recalled", 5)
     being_recalled.lease.recalls += 1
-    assert await mount.audit() == wire.HeldAudited((), 1)
+    assert await mount.audit() == wire.HeldAudited((), 1, at_end=True)
 
 
 async def test_what_changes_meanwhile_is_skipped(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +238,7 @@ async def test_what_changes_meanwhile_is_skipped(mount: Mount, monkeypatch: pyte
 async def test_what_the_kernel_has_forgotten_is_skipped(mount: Mount) -> None:
     mount.knows(b"file", 5)
     place(mount, "forgotten")
-    assert await mount.audit() == wire.HeldAudited((), 1)
+    assert await mount.audit() == wire.HeldAudited((), 1, at_end=True)
 
 
 async def test_a_reader_that_fails_or_hangs(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +256,7 @@ async def test_a_reader_that_fails_or_hangs(mount: Mount, monkeypatch: pytest.Mo
 
 
 HELD = wire.HeldTold(b"key", (wire.Believed(b"\xff", 3, Mode.SHARED, False),), is_cut=False)
-AUDITED = wire.HeldAudited((), 3)
+AUDITED = wire.HeldAudited((), 3, at_end=False)
 
 
 async def test_another_node_is_asked(mount: Mount, autojump_clock: trio.testing.MockClock) -> None:
@@ -241,8 +264,8 @@ async def test_another_node_is_asked(mount: Mount, autojump_clock: trio.testing.
     asked = {"node": 2, "part": 1, "parts": 3}
     assert await mount.teller.ask_held(asked) == control.HeldToldReply(HELD)
     mount.peer.answer = AUDITED
-    assert (await mount.teller.ask_audit({"node": 2, "count": 9, "seed": 8})).told == AUDITED
-    assert mount.peer.asked == [wire.TellHeld(1, 3), wire.AuditHeld(9, 8)]
+    assert (await mount.teller.ask_audit({"node": 2, "start": 4, "count": 9, "seed": 8})).told == AUDITED
+    assert mount.peer.asked == [wire.TellHeld(1, 3), wire.AuditHeld(4, 9, 8)]
     mount.peer.answer = RemoteFailure(107, "no mount")
     assert await mount.teller.ask_held(asked) == control.HeldToldReply(None, "no mount")
     mount.peer.answer = None
@@ -259,7 +282,7 @@ async def test_an_export_asks_the_mount_beside_it(tmp_path: Path, mount: Mount) 
     async with trio.open_nursery() as nursery:
         await nursery.start(control.serve, tmp_path / "mount.sock", mount.teller.handlers)
         assert [one.handle for one in (await own.tell_held(2, wire.TellHeld(0, 1))).leases] == [b"file\xff"]
-        (seen,) = (await own.audit(2, wire.AuditHeld(9, 8, (b"file\xff",)))).objects
+        (seen,) = (await own.audit(2, wire.AuditHeld(0, 9, 8, (b"file\xff",)))).objects
         assert (seen.handle, seen.offset) == (b"file\xff", 8)
         with pytest.raises(ControlError, match="not in the map"):
             await own.tell_held(3, wire.TellHeld(0, 1))
