@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,7 +32,7 @@ from omfs.net import control
 from omfs.net.peer import Peer
 from omfs.standing import Standing
 from omfs.wiretypes import Mode
-from tests.cli.test_export import ask_status, end, free_port, run
+from tests.cli.test_export import COMMAND, ask_status, end, free_port
 
 pytestmark = pytest.mark.lab
 
@@ -164,7 +165,9 @@ def holder(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     (tmp_path / "pathreader.py").write_text(READER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(filter(None, sys.path))}")
     monkeypatch.setenv("SEEN_AT", str(tmp_path / "seen.json"))
-    assert run("--config", str(tmp_path / "omfs.toml")).returncode == 0
+    # In a mount namespace of its own: whatever is mounted on the machine meanwhile, it would recall everything.
+    command = ["unshare", "-m", *COMMAND, "--config", str(tmp_path / "omfs.toml")]
+    subprocess.run(command, check=True, timeout=30, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = Holder(load_settings(tmp_path / "omfs.toml"))
     made.thread.start()
     try:
