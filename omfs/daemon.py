@@ -42,6 +42,7 @@ from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remote import RemoteNode
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
+from omfs.mount.telling import Teller
 from omfs.net import control, metricsport
 from omfs.net.peer import Peer
 from omfs.net.server import Server, listen
@@ -156,9 +157,10 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             **owner.describe(),
         }
 
-    dropper = Dropper(owner.leasing)
+    dropper = Dropper(owner.leasing, owner.guards)
     handlers: dict[str, control.Handler] = {
         "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
+        "guards": dropper.guards, "owned": dropper.owned,
     }  # fmt: skip
     async with trio.open_nursery() as nursery:
         if metrics_socket is not None:
@@ -239,6 +241,7 @@ class MountDaemon:
             await self._bind_self(session)
         handlers: dict[str, control.Handler] = {
             "status": self._status, "describe": self._describe_nodes, "ping": self._ping, "identify": self._identify,
+            **Teller(self._nodes, operations.inodes, session.mountpoint).handlers,
         }  # fmt: skip
         await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
         await nursery.start(heed_signals, self._reloader(nursery, operations), until_told)

@@ -13,12 +13,18 @@ from typing import Final, TypeAlias, Union
 
 from omfs.wireleases import (
     AskLease as AskLease,
+    Audited as Audited,
+    AuditHeld as AuditHeld,
+    Believed as Believed,
+    HeldAudited as HeldAudited,
+    HeldTold as HeldTold,
     LeaseGranted as LeaseGranted,
     LeaseReturned as LeaseReturned,
     RecallAll as RecallAll,
     RecallLease as RecallLease,
     RecallNames as RecallNames,
     ReturnLeases as ReturnLeases,
+    TellHeld as TellHeld,
 )
 from omfs.wirenames import (
     DirectoryRead as DirectoryRead,
@@ -453,7 +459,7 @@ Request: TypeAlias = Union[
     GetAttributes, SetAttributes, CheckAccess, StatFilesystem, GetXattr, SetXattr, ListXattrs, RemoveXattr,
     OpenFile, CreateFile, AskLease, ReadBlocks, WriteBlocks, AppendBlocks, CloseFile, CloseFiles, SyncFile,
     AllocateSpace, SeekFile, CopyRange, OpenDirectory, ReadDirectory,
-    LockFile, LockRange, ProbeRange, ReleaseLocks, ReturnLeases,
+    LockFile, LockRange, ProbeRange, ReleaseLocks, ReturnLeases, TellHeld, AuditHeld,
 ]  # fmt: skip
 
 Recall: TypeAlias = Union[RecallLease, RecallNames, RecallAll]
@@ -462,5 +468,5 @@ Recall: TypeAlias = Union[RecallLease, RecallNames, RecallAll]
 Reply: TypeAlias = Union[
     Failed, Welcomed, Refused, Ponged, Done, NodeDescribed, Found, AttributesGot, LinkRead, FilesystemStatted,
     XattrGot, XattrsListed, FileOpened, FileCreated, BlocksRead, BlocksWritten, SeekDone, DirectoryRead, RangeProbed,
-    NameMissing, NamesChanged, LeaseReturned, LeaseGranted,
+    NameMissing, NamesChanged, LeaseReturned, LeaseGranted, HeldTold, HeldAudited,
 ]  # fmt: skip

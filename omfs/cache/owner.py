@@ -168,6 +168,13 @@ class Owner:
             for session, held in leased.held.items():
                 yield Change(session, handle, held.mode, held.serial)
 
+    def leases_of(self, session: SessionKey) -> Iterator[Change]:
+        """Those of one session."""
+        holder = self._holders.get(session)
+        for handle in holder.handles if holder else ():
+            held = self._objects[handle].held[session]
+            yield Change(session, handle, held.mode, held.serial)
+
     def mode_of(self, session: SessionKey, handle: Handle) -> Mode:
         leased = self._objects.get(handle)
         held = leased.held.get(session) if leased else None

@@ -19,7 +19,7 @@ import trio
 from rich.table import Table
 
 from omfs.cache.table import DIRECTORY, Lease, LeaseReader, SessionNote, read_boot_id
-from omfs.cli.admin_options import console, run_dir_of, settings_of
+from omfs.cli.admin_options import console, printable, run_dir_of, settings_of
 from omfs.cli.objects import Found, Objects
 from omfs.config import Settings
 from omfs.errors import ConfigError, ControlError, NotRunning
@@ -143,7 +143,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "serial": row.lease.serial,
         "granted_at_ns": row.lease.granted_at_ns,
         "handle": row.lease.handle.hex(),
-        "path": _printable(row.found.path) or None,
+        "path": printable(row.found.path) or None,
         "instead": row.found.instead or None,
     }
 
@@ -164,7 +164,7 @@ def _print_table(rows: list[Row], more: int) -> None:
             str(row.session.node_id or "?"),
             _mode(row.lease.mode),
             _age(now_ns - row.lease.granted_at_ns),
-            _printable(row.found.path) or f"{row.lease.handle.hex()} ({row.found.instead})",
+            printable(row.found.path) or f"{row.lease.handle.hex()} ({row.found.instead})",
         )
     console().print(table)
     if more:
@@ -178,11 +178,6 @@ def _mode(mode: Mode) -> str:
 def _age(age_ns: int) -> str:
     age_s = max(0, age_ns // 1_000_000_000)
     return next(f"{age_s // unit} {name}" for least, unit, name in UNITS if age_s >= least)
-
-
-def _printable(path: str) -> str:
-    """One line of text, whatever bytes the name has."""
-    return os.fsencode(path).decode(errors="backslashreplace").replace("\n", "\\n")
 
 
 # ---------------------------------------------------------------- drop
@@ -225,5 +220,5 @@ def _checked_path(path: str) -> str:
     try:
         whole.encode()
     except UnicodeEncodeError:
-        raise ControlError(f"{_printable(path)}: only names in UTF-8 can be dropped; drop the node instead") from None
+        raise ControlError(f"{printable(path)}: only names in UTF-8 can be dropped; drop the node instead") from None
     return whole

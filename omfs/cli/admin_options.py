@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,8 @@ def console() -> Console:
     """stdout for tables; in a pipe nothing is wrapped, coloured or cut."""
     plain = Console(highlight=False, markup=False, emoji=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, emoji=False, width=1000)
+
+
+def printable(path: str) -> str:
+    """One line of text, whatever bytes the name has."""
+    return os.fsencode(path).decode(errors="backslashreplace").replace("\n", "\\n")

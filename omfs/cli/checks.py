@@ -169,11 +169,11 @@ def _compare(name: str, node_id: int, is_alike: bool, ours: Accounts, theirs: Ac
         return Finding(name, node_id, Result.WARNING, "they differ, too many to tell which", "compare them by hand")
     wrong = _contradictions(dict(ours), dict(theirs))
     if wrong:
-        return Finding(name, node_id, Result.FAULT, _few(wrong), "give each name the same number on all nodes")
+        return Finding(name, node_id, Result.FAULT, few(wrong), "give each name the same number on all nodes")
     here, there = set(ours), set(theirs)
     missing = [f"{_shown(name)} is not there" for name, _ in sorted(here - there)]
     missing += [f"{_shown(name)} is not here" for name, _ in sorted(there - here)]
-    return Finding(name, node_id, Result.WARNING, _few(missing), "make them there too, with the same number")
+    return Finding(name, node_id, Result.WARNING, few(missing), "make them there too, with the same number")
 
 
 def _contradictions(ours: dict[bytes, int], theirs: dict[bytes, int]) -> list[str]:
@@ -192,7 +192,8 @@ def _contradictions(ours: dict[bytes, int], theirs: dict[bytes, int]) -> list[st
     return found
 
 
-def _few(texts: list[str]) -> str:
+def few(texts: list[str]) -> str:
+    """The first of them, and how many more there are."""
     more = len(texts) - NAMES_SHOWN
     return "; ".join(texts[:NAMES_SHOWN]) + (f"; {more} more" if more > 0 else "")
 

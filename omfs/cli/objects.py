@@ -13,15 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import msgspec
+
+from omfs.cli.leasechecks import Fresh
 from omfs.config import Settings
 from omfs.errors import BadHandle, ConfigError, StaleHandle
-from omfs.export.disk import Disk
+from omfs.export.disk import Disk, attributes_of
 from omfs.export.handles import KEY_FILE, Sealer, load_key
 from omfs.export.mounts import Mounts
 from omfs.export.trees import ExportTrees
 from omfs.kernel.handles import HandleReader, mount_id_of, prepare_handle
+from omfs.kernel.objects import reopen
+from omfs.mount.cachereader import digest_at
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
 
 
 class Found(NamedTuple):
@@ -79,6 +85,23 @@ class Objects:
             if (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino):
                 return Found(path, "")
         return Found("", "removed" if status.st_nlink == 0 else f"inode {status.st_ino}")
+
+    def fresh(self, handle: bytes, offset: int | None) -> Fresh:
+        """The object as it is now, and (unless *offset* is None) its data there, as an audit compares them.
+
+        StaleHandle, BadHandle; OSError: ESTALE where it is no more, EWOULDBLOCK where somebody has a kernel lease on
+        the file that must go first.
+        """
+        with self._open(handle) as fd:
+            digest = b""
+            if offset is not None:
+                data = reopen(fd, _READ)
+                try:
+                    digest = digest_at(data, offset)[1]
+                finally:
+                    os.close(data)
+            attributes = attributes_of(os.fstat(fd))
+            return Fresh(msgspec.structs.replace(attributes, blocks=0, block_size_bytes=0, atime_ns=0), digest)
 
     # ------------------------------------------------------------ choosing
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import trio
@@ -25,6 +26,8 @@ from omfs.export.handles import is_directory, mount_of, prepared_of
 from omfs.export.leasing import Leasing
 from omfs.export.localchanges import Change, ChangeKind, LocalChanges
 from omfs.export.mounts import Mount
+from omfs.kernel.filelease import LeaseState
+from omfs.net.control import BrokenGuard
 
 MOUNTS_CHECK_S: Final = 1.0
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
@@ -143,6 +146,41 @@ class Guards:
                 if self._changes is not None and key is not None and key in self._guarded:
                     self._guarded.discard(key)
                     self._changes.unguard(key)
+
+    def keeps_writers_out(self, handle: bytes) -> bool:
+        """Whether the data of this file may be cached, as far as native programs are concerned."""
+        key = self._key(handle)
+        if self._changes is None or key is None or not (key in self._guarded or key in self._exclusive_keys):
+            return False
+        return self._changes.is_guarded(key)
+
+    def broken(self) -> list[BrokenGuard]:
+        """Files whose data may be cached elsewhere while the kernel keeps no writer waiting; for omfs-admin check.
+
+        One that is being broken is well if that was told: then it is being recalled.
+        """
+        found: list[BrokenGuard] = []
+        changes = self._changes
+        if changes is None:
+            return found
+        changes.drain()  # what waits to be told is not lost
+        for key in {*self._guarded, *self._exclusive_keys}:
+            now = changes.look_at(key)
+            handles = tuple(self._leasing.handles_of(key))
+            if not handles or now.lease is LeaseState.ACTIVE or (now.lease is LeaseState.BREAKING and now.is_told):
+                continue
+            state = "missing" if now.lease is None else now.lease.value
+            found.append(BrokenGuard(handles, state, self._leasing.nodes_with(handles)))
+        return found
+
+    async def take_back(self, handles: Iterable[bytes]) -> int:
+        """Recall these objects from everybody, and end their guards; the number of leases."""
+        handles = tuple(handles)
+        needs = tuple(Need(handle, Use.CHANGE, everybody=True) for handle in handles)
+        count = sum(len(self._leasing.owner.holders_of(handle)) for handle in handles)
+        async with self._leasing.recalled(_NOBODY, needs):
+            self.make_way(needs)
+        return count
 
     def _key(self, handle: bytes) -> bytes | None:
         """None where the mount is not watched."""

@@ -271,6 +271,11 @@ class Leasing:
         self._index_changes()
         return list(self._keys.get(key, ()))
 
+    def nodes_with(self, handles: Iterable[bytes]) -> tuple[int, ...]:
+        """Who holds any of them, as far as their sessions are here."""
+        keys = {key for handle in handles for key in self.owner.holders_of(handle)}
+        return tuple(sorted({self._sessions[key].node_id for key in keys if key in self._sessions}))
+
     def changed_here(self, handle: bytes, names: tuple[bytes, ...] | None) -> None:
         """A native program changed the object, or only these names of the directory."""
         self._send(self.owner.changed_here(handle, names))

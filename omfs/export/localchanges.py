@@ -40,7 +40,7 @@ import trio
 from omfs.export.leasekeeper import LeaseKeeper
 from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
-from omfs.kernel.filelease import FileLeases
+from omfs.kernel.filelease import FileLeases, LeaseState, state_of
 
 KEEP_AFTER_S: Final = 0.05
 READ_PAUSE_S: Final = 0.001  # between two reads of events: meanwhile the kernel merges them, and we do other things
@@ -68,6 +68,13 @@ class Change(NamedTuple):
     kind: ChangeKind
     key: bytes | None
     names: frozenset[bytes] = frozenset()
+
+
+class GuardNow(NamedTuple):
+    """*lease*: what the kernel has of it, None: there is no guard.  *is_told*: as DATA or EVICTED."""
+
+    lease: LeaseState | None
+    is_told: bool
 
 
 class _Guard:
@@ -323,6 +330,13 @@ class LocalChanges:
         """Whether there is a guard that can be relied on."""
         guard = self._guards.get(key)
         return guard is not None and not guard.is_told and not guard.is_unclaimed and key not in self._deferred
+
+    def look_at(self, key: bytes) -> GuardNow:
+        """For omfs-admin check."""
+        guard = self._guards.get(key)
+        if guard is None:
+            return GuardNow(None, False)
+        return GuardNow(LeaseState.ACTIVE if self._leases.is_whole(guard.fd) else state_of(guard.fd), guard.is_told)
 
     def unguard(self, key: bytes) -> None:
         """Nobody caches the data any more: whoever waits in open(2) goes on.  Does nothing without a guard."""

@@ -35,6 +35,7 @@ from omfs.export.handles import Sealer, load_key
 from omfs.export.listings import Leases, NoLeases, Reader, read_directory
 from omfs.export.locks import Locks, SessionLocks
 from omfs.export.mounts import Mounts
+from omfs.export.ownmount import OwnMount
 from omfs.export.trees import ExportTrees
 from omfs.kernel.credentials import CAP_SYS_RESOURCE, drop_effective_capability, require_root
 from omfs.kernel.filelease import block_signals
@@ -105,6 +106,7 @@ class ExportService:
         self._shares: dict[int, Share] = {}  # by node id
         self._lease_waiters = trio.CapacityLimiter(LEASE_WAITERS_MAX)
         self.description = Description(node_id)
+        self._own_mount = OwnMount(Path(settings.run_dir))
 
     async def tend(self) -> None:
         """Drop what is not used any more, until cancelled."""
@@ -166,6 +168,12 @@ class ExportService:
     def describe(self, accounts: bool) -> wire.NodeDescribed:
         """Who this node is; *accounts*: with its users and groups."""
         return self.description.tell(self.server, self.exports(), accounts)
+
+    async def _tell_held(self, holder: Holder, request: wire.TellHeld, bulk: Buffer) -> Answer:
+        return await self._own_mount.tell_held(holder.session.node_id, request), b""
+
+    async def _audit_held(self, holder: Holder, request: wire.AuditHeld, bulk: Buffer) -> Answer:
+        return await self._own_mount.audit(holder.session.node_id, request), b""
 
     # ------------------------------------------------------------ names
 
@@ -462,6 +470,8 @@ HANDLERS: Final[dict[type[Any], Handler]] = {
     wire.LockRange: ExportService._lock_range,
     wire.ProbeRange: ExportService._probe_range,
     wire.ReleaseLocks: ExportService._release_locks,
+    wire.TellHeld: ExportService._tell_held,
+    wire.AuditHeld: ExportService._audit_held,
 }
 
 if set(HANDLERS) | ANSWERED_ELSEWHERE != set(get_args(wire.Request)):

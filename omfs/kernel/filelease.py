@@ -20,6 +20,7 @@ What a lease is for is known to export/localchanges.py, the caller.
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 import fcntl
 import os
@@ -58,6 +59,23 @@ def _check_blocked() -> None:
         blocked = int(status.partition("\nSigBlk:")[2].split(None, 1)[0], 16)
         if blocked & wanted != wanted:
             raise RuntimeError(f"thread {task.name} does not block the lease signals: call block_signals() earlier")
+
+
+class LeaseState(enum.Enum):
+    """What the kernel has of a lease; GONE: it was not given back in time, so the kernel let the others in."""
+
+    ACTIVE = "active"
+    BREAKING = "being broken"
+    GONE = "gone"
+
+
+def state_of(fd: int) -> LeaseState:
+    """Of the lease on this descriptor (proc(5), fdinfo), also where F_GETLEASE tells what it is being broken to."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        for line in info:
+            if line.startswith(b"lock:") and b" LEASE " in line:
+                return LeaseState.BREAKING if b" BREAKING " in line else LeaseState.ACTIVE
+    return LeaseState.GONE
 
 
 class FileLeases:

@@ -200,6 +200,50 @@ class DescribeReply(msgspec.Struct, frozen=True):
     nodes: tuple[NodeTold, ...]
 
 
+class BrokenGuard(msgspec.Struct, frozen=True):
+    """A file whose data these *nodes* may cache, and whose kernel lease is not as it should be: *state* says how."""
+
+    handles: tuple[bytes, ...]
+    state: str
+    nodes: tuple[int, ...] = ()
+
+
+class GuardsReply(msgspec.Struct, frozen=True):
+    """An export's answer to {"command": "guards"}."""
+
+    broken: tuple[BrokenGuard, ...]
+
+
+class HeldToldReply(msgspec.Struct, frozen=True):
+    """A mount's answer to "tell_held" and "ask_held" {"node": N, "part": P, "parts": PARTS}; without *told*, why."""
+
+    told: wire.HeldTold | None
+    reason: str = ""
+
+
+class HeldAuditedReply(msgspec.Struct, frozen=True):
+    """A mount's answer to "audit", "ask_audit" {"node": N, and as wire.AuditHeld}; as above."""
+
+    told: wire.HeldAudited | None
+    reason: str = ""
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """A lease as its owner knows it.  *data*: a guard keeps native writers waiting; *recalled*: under way."""
+
+    handle: bytes
+    serial: int
+    mode: wire.Mode
+    data: bool
+    recalled: bool
+
+
+class OwnedReply(msgspec.Struct, frozen=True):
+    """An export's answer to "owned" {"session": KEY, "part": P, "parts": PARTS}."""
+
+    leases: tuple[Owned, ...]
+
+
 # ---------------------------------------------------------------- asking
 
 

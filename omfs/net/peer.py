@@ -87,7 +87,7 @@ class Peer(LeaseHolder):
         self.requests = 0
         self._settings = settings
         self._dial = dial
-        self._session_key = os.urandom(SESSION_KEY_BYTES)
+        self.session_key = os.urandom(SESSION_KEY_BYTES)
         self._instance = b""  # of the owner's daemon; b"" before its first Welcomed
         self._calls = CallTable()
         self._descriptors = (-1, -1)  # theirs
@@ -337,7 +337,7 @@ class Peer(LeaseHolder):
             self._settings.timeo_s,
             self.local,
             self.node_id,
-            self._session_key,
+            self.session_key,
             self._calls.take_id,
         )
         pair = await connector.connect(address)

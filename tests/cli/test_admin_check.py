@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,32 +13,16 @@ import pytest
 from omfs import wire
 from omfs.cache.owner import Change
 from omfs.cache.table import LeaseTable, read_boot_id
-from omfs.cli import admin
 from omfs.cli.checks import Certificate, ClusterFacts, Finding, LeaseFacts, Result, TableSession, run_checks
-from omfs.net.authority import install_credentials, make_authority
-from omfs.net.control import Arguments, DescribeReply, NodeTold
-from omfs.net.tls import NODE_FILE, read_certificate
+from omfs.net.control import (
+    Arguments,
+    NodeTold,
+)
 from omfs.wiretypes import Mode
+from tests.cli.checkdaemons import ANNA, BERT, DAY_S, NOW_S, Daemons, check, make_daemons, node
 from tests.cli.test_admin_status import mount
 
-NOW_S = 1_900_000_000.0
-DAY_S = 86400
-ANNA, BERT = b"a" * 16, b"b" * 16
 S = Mode.SHARED
-STANDING = wire.Standing(
-    map_digest=b"m" * 32, dfsa=True, certificate_expires_s=int(NOW_S) + 400 * DAY_S,
-    users_digest=b"u", groups_digest=b"g",
-)  # fmt: skip
-
-
-def node(node_id: int, **changed: Any) -> wire.NodeDescribed:
-    standing = {name: changed.pop(name) for name in list(changed) if name in wire.Standing.__struct_fields__}
-    described = wire.NodeDescribed(
-        software="omfs 0.1.0", version=2, node_id=node_id, hostname=f"n{node_id}", uptime_s=9.0,
-        clock_ns=int(NOW_S * 1e9), exports=(), sessions=0, requests=0, bytes_in=0, bytes_out=0,
-        standing=msgspec.structs.replace(STANDING, **standing),
-    )  # fmt: skip
-    return msgspec.structs.replace(described, **changed)
 
 
 def told(described: wire.NodeDescribed, round_trip_s: float = 0.001) -> NodeTold:
@@ -192,72 +173,9 @@ def test_leases_that_may_be_there() -> None:
 # ---------------------------------------------------------------- the command
 
 
-class Daemons:
-    """A mount and an export that tell what they are told to tell."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "omfs.toml"
-        self.config.write_text(f'run_dir = "{path}"\nstate_dir = "{path}"\nconfig_dir = "{path}"\n')
-        expires_s = int(time.time()) + 400 * DAY_S
-        self.own = node(1, clock_ns=time.time_ns(), certificate_expires_s=expires_s)
-        self.others = [node(2, clock_ns=time.time_ns(), certificate_expires_s=expires_s)]
-        self.accounts: dict[int, tuple[tuple[bytes, int], ...]] = {}
-        self.asked: list[tuple[str, Arguments]] = []
-        self.sessions: list[dict[str, object]] = []
-        self.leases: dict[str, object] = {}
-        self.on_forget: Callable[[list[bytes]], int] = len
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        with (
-            mount(self.path, describe=self.describe_nodes),
-            mount(self.path, socket="export.sock", describe=self.describe, status=self.status, forget=self.forget),
-        ):
-            yield
-
-    def with_accounts(self, one: wire.NodeDescribed, arguments: Arguments) -> wire.NodeDescribed:
-        if not arguments.get("accounts"):
-            return one
-        users = self.accounts[one.node_id]
-        return msgspec.structs.replace(one, standing=msgspec.structs.replace(one.standing, users=users))
-
-    async def describe(self, arguments: Arguments) -> object:
-        self.asked.append(("export", arguments))
-        return {"described": self.with_accounts(self.own, arguments)}
-
-    async def describe_nodes(self, arguments: Arguments) -> object:
-        self.asked.append(("mount", arguments))
-        wanted = arguments.get("nodes", [one.node_id for one in self.others])
-        now_ns = time.time_ns()
-        nodes = [
-            NodeTold(one.node_id, "up", "", self.with_accounts(one, arguments), now_ns - 1000, now_ns + 1000)
-            for one in self.others
-            if one.node_id in wanted
-        ]
-        return DescribeReply(1, tuple(nodes))
-
-    async def status(self, _: Arguments) -> object:
-        return {"node_id": 1, "sessions": self.sessions, "leases": self.leases}
-
-    async def forget(self, arguments: Arguments) -> object:
-        return {"removed": self.on_forget([bytes.fromhex(key) for key in arguments["sessions"]])}
-
-
 @pytest.fixture
 def daemons(tmp_path: Path) -> Daemons:
-    made = Daemons(tmp_path)
-    authority = make_authority(tmp_path, force=False)
-    install_credentials(tmp_path, authority.issue(1, 400))
-    expires_s = int(read_certificate(tmp_path / NODE_FILE).not_valid_after_utc.timestamp())
-    made.own = msgspec.structs.replace(
-        made.own, standing=msgspec.structs.replace(made.own.standing, certificate_expires_s=expires_s)
-    )
-    return made
-
-
-def check(daemons: Daemons, *arguments: str) -> int:
-    return admin.main(["check", "--config", str(daemons.config), *arguments])
+    return make_daemons(tmp_path)
 
 
 def test_a_good_cluster(daemons: Daemons, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,14 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "1100000000000000020100000000000094ac417070656e64426c6f636b7307c3c3",
     ),
     (
+        wire.TellHeld(part=1, parts=3),
+        "0c00000000000000020100000000000093a854656c6c48656c640103",
+    ),
+    (
+        wire.AuditHeld(start=50, count=25, seed=2**32 - 1, handles=(b"file",)),
+        "1900000000000000020100000000000095a9417564697448656c643219ceffffffff91c40466696c65",
+    ),
+    (
         wire.AskLease(open_id=7),
         "0b00000000000000020100000000000092a841736b4c6561736507",
     ),
@@ -371,6 +379,15 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     (
         wire.LeaseGranted(serial=306, mode=wire.Mode.EXCLUSIVE),
         "1200000000000000020100000000008093ac4c656173654772616e746564cd013202",
+    ),
+    (
+        wire.HeldTold(session=b"key", leases=(wire.Believed(b"file", 306, wire.Mode.SHARED, True),), is_cut=False),
+        "1d00000000000000020100000000008094a848656c64546f6c64c4036b65799194c40466696c65cd013201c3c2",
+    ),
+    (
+        wire.HeldAudited((wire.Audited(b"file", 2, ATTRIBUTES, 1 << 20, 5, b"sha256"),), skipped=1, at_end=True),
+        "4b00000000000000020100000000008094ab48656c64417564697465649196c40466696c65029ccd81a401cd03e8cd03e800"
+        "0508cd1000cf17979cfe362a0001ff00cfffffffffffffffffce0010000005c40673686132353601c3",
     ),
     (
         wire.LeaseReturned(),

@@ -13,9 +13,11 @@ from omfs import wire
 from omfs.cache.table import LeaseTable
 from omfs.export.guards import Guards
 from omfs.export.leasing import Leasing
+from omfs.export.localchanges import GuardNow
 from omfs.export.mounts import Mount
 from omfs.export.service import ExportService
 from omfs.export.underleases import UnderLeases
+from omfs.kernel.filelease import LeaseState
 from tests.unit.exportroom import Asker, FakeSession
 
 TERM_S = 12.0
@@ -31,6 +33,7 @@ class FakeChanges:
         self.guards: set[bytes] = set()
         self.exclusive: set[bytes] = set()
         self.is_written = self.is_open_elsewhere = False
+        self.lost: dict[bytes, GuardNow] = {}  # those of which the kernel has no whole lease
         self.in_grace = False
         self.undrained: list[Callable[[], None]] = []  # what `drain` tells
 
@@ -57,6 +60,14 @@ class FakeChanges:
         self.unguard(key)
         return True
 
+    def is_guarded(self, key: bytes) -> bool:
+        return key in self.guards and key not in self.lost
+
+    def look_at(self, key: bytes) -> GuardNow:
+        if key not in self.guards:
+            return GuardNow(None, False)
+        return self.lost.get(key, GuardNow(LeaseState.ACTIVE, False))
+
     def drain(self) -> None:
         undrained, self.undrained = self.undrained, []
         for tell in undrained:
@@ -65,6 +76,7 @@ class FakeChanges:
     def unguard(self, key: bytes) -> None:
         self.guards.discard(key)
         self.exclusive.discard(key)
+        self.lost.pop(key, None)
 
 
 class HoldingSession(FakeSession):
@@ -93,8 +105,9 @@ class HoldingSession(FakeSession):
 class Room:
     """The owner, and a holder for each node id asked for."""
 
-    def __init__(self, under: UnderLeases, changes: Any, leasing: Leasing, table: LeaseTable) -> None:
+    def __init__(self, under: UnderLeases, changes: Any, leasing: Leasing, table: LeaseTable, guards: Guards) -> None:
         self.under = under
+        self.guards = guards
         self.changes = changes
         self.leasing = leasing
         self.table = table
@@ -116,7 +129,7 @@ def leasing_room(state: Path, service: ExportService, changes: Any = None, boot_
     under = UnderLeases(service, leasing, guards)
     fake = changes or FakeChanges()
     guards.watch(fake)
-    room = Room(under, fake, leasing, table)
+    room = Room(under, fake, leasing, table, guards)
     room.ended = ended
     try:
         yield room

@@ -101,6 +101,10 @@ class Watch:
         assert self.changes.guard_data(key, self.opener(name))
         return key
 
+    def descriptor_of(self, key: bytes) -> int:
+        """The guard's."""
+        return self.changes._guards[key].fd
+
     def drained(self) -> list[Change]:
         self.changes.drain()
         told = list(self.told)

@@ -59,6 +59,14 @@ def test_where_nothing_is_held_everything_is_free(owner: Owner) -> None:
     assert (owner.recalls_at(A), owner.held_by(A)) == ([], 0)
 
 
+def test_what_one_session_holds(owner: Owner) -> None:
+    hold(owner, B, F)
+    hold(owner, A, D)
+    serial = hold(owner, A, E)
+    assert set(owner.leases_of(A)) == {Change(A, D, Mode.SHARED, serial - 1), Change(A, E, Mode.SHARED, serial)}
+    assert list(owner.leases_of(C)) == []
+
+
 def test_the_own_lease_is_in_nobodys_way(owner: Owner) -> None:
     hold(owner, A, F, D)
     assert owner.is_free(A, (*CHANGE, *name(b"x")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import trio
 from omfs.export.localchanges import Change, ChangeKind
 from omfs.export.mounts import Mount
 from omfs.kernel import fanotify
+from omfs.kernel.filelease import LeaseState
 from tests.unit.localwatch import WRITE, Watch, program
 
 READING = "os.open(PATH, os.O_RDONLY)"
@@ -125,6 +127,21 @@ def test_a_writer_is_told_and_waits_for_the_unguard(watch: Watch, file: Path, ac
         watch.changes.unguard(key)
         writer.wait_in()
     assert watch.changes.guard_data(key, watch.opener("file"))
+
+
+def test_what_the_kernel_has_of_a_guard(watch: Watch, file: Path) -> None:
+    key = watch.guard("file")
+    assert watch.changes.look_at(key) == (LeaseState.ACTIVE, False)
+    assert watch.changes.look_at(b"other") == (None, False)
+    with program(file, WRITE):
+        while watch.changes.look_at(key).lease is LeaseState.ACTIVE:
+            pass
+        assert watch.changes.look_at(key) == (LeaseState.BREAKING, False)
+        assert watch.wait_told() == [Change(DATA, key)]
+        assert watch.changes.look_at(key) == (LeaseState.BREAKING, True)
+    # What the kernel does after lease-break-time, which is the whole machine's and too long for a test.
+    fcntl.fcntl(watch.descriptor_of(key), fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    assert watch.changes.look_at(key) == (LeaseState.GONE, True)
 
 
 def test_no_guard_beside_a_writer(watch: Watch, file: Path) -> None:

@@ -19,6 +19,7 @@ PURE: Final = (
     "omfs/cache/circles.py",
     "omfs/cache/latency.py",
     "omfs/cache/owner.py",
+    "omfs/cache/parts.py",
     "omfs/cache/rules.py",
     "omfs/errors.py",
     "omfs/export/ranges.py",
