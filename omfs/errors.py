@@ -115,3 +115,7 @@ class NotRunning(ControlError):
     """Nobody listens on the control socket."""
 
     errno = _errno.ECONNREFUSED
+
+
+class LockLost(OmfsError):
+    """The owner restarted and another process got the lock before it could be taken again."""

@@ -24,9 +24,10 @@ from omfs.mount import lowlevel_abi as abi
 from omfs.mount.callers import Context
 from omfs.mount.handlers import Told, answering
 from omfs.mount.inodes import Inode
+from omfs.mount.opening import create_file, open_file, open_unknown
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import RemoteFile, create_file, open_file, open_unknown
+from omfs.mount.remotefile import RemoteFile
 from omfs.net.frames import Buffer
 
 log = logging.getLogger(__name__)

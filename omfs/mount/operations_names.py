@@ -21,8 +21,9 @@ from omfs.mount.handlers import Foundation, answering
 from omfs.mount.inodes import ROOT_ID, directory_id
 from omfs.mount.leasepolicy import LeasePolicy
 from omfs.mount.listings import Listings
+from omfs.mount.opening import open_directory
 from omfs.mount.recall import Recaller
-from omfs.mount.remotefile import RemoteFile, open_directory
+from omfs.mount.remotefile import RemoteFile
 from omfs.wiretypes import Mode
 
 T = TypeVar("T", wire.Found, wire.NamesChanged, tuple[RemoteFile, wire.FileCreated])

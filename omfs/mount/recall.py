@@ -40,8 +40,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -50,6 +50,7 @@ from omfs.cache.holder import Holder, Lease
 from omfs.kernel.callers import only_looks
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.counters import Counters
+from omfs.mount.forgetting import Doomed, drop_pages, forget, forget_attributes, forget_each
 from omfs.mount.inodes import Inode, InodeTable
 from omfs.mount.remote import RemoteNode
 from omfs.wiretypes import Mode
@@ -65,17 +66,6 @@ _AGAIN_S: Final = 0.001  # the first wait for what the kernel does not know yet;
 _AGAIN_MAX_S: Final = 0.1
 _UNKNOWN_MAX_S: Final = 10.0  # about the term: by then it is forgotten, and its FORGET was lost with a request
 _AT_ONCE: Final = 16  # objects for one thread when everything is dropped: one of them may wait
-_BARRIER: Final = b"\xff" * 256  # longer than any owner's names
-
-
-class Doomed(NamedTuple):
-    """What the kernel shall forget of one inode, besides its attributes."""
-
-    number: int
-    names: tuple[bytes, ...]  # of a directory
-    dropped: frozenset[bytes]  # those of them that must be dropped for real
-    is_directory: bool
-    pages: bool
 
 
 class Recaller:
@@ -262,13 +252,13 @@ class Recaller:
         notifier = self.notifier
         assert notifier is not None
         await trio.to_thread.run_sync(
-            _drop_pages, notifier, inode.id, 0, 0, limiter=self._name_threads, abandon_on_cancel=True
+            drop_pages, notifier, inode.id, 0, 0, limiter=self._name_threads, abandon_on_cancel=True
         )
 
     def void_attributes(self, inode: Inode[RemoteNode]) -> None:
         """Attributes that the kernel has, or is about to take, do not count any more.  Never waits."""
         if self.notifier is not None:
-            _forget_attributes(self.notifier, [inode.id])
+            forget_attributes(self.notifier, [inode.id])
 
     async def _pass(self, inode: Inode[RemoteNode], names: tuple[bytes, ...]) -> bool:
         """False: the kernel does not know the object."""
@@ -276,9 +266,9 @@ class Recaller:
         assert notifier is not None
         doomed = self._doomed(inode, names)
         if not doomed.is_directory and not doomed.pages:
-            return _forget(notifier, doomed)  # never waits
+            return forget(notifier, doomed)  # never waits
         threads = self._name_threads if doomed.is_directory else self._data_threads
-        return await trio.to_thread.run_sync(_forget, notifier, doomed, limiter=threads, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(forget, notifier, doomed, limiter=threads, abandon_on_cancel=True)
 
     def _doomed(self, inode: Inode[RemoteNode], names: tuple[bytes, ...]) -> Doomed:
         if inode.is_directory:
@@ -331,7 +321,7 @@ class Recaller:
         try:
             numbers = [inode.id for inode in inodes]
             await trio.to_thread.run_sync(
-                _forget_attributes, notifier, numbers, limiter=self._data_threads, abandon_on_cancel=True
+                forget_attributes, notifier, numbers, limiter=self._data_threads, abandon_on_cancel=True
             )
             left, again = inodes, _Again()
             while left := await self._pass_all(left, again):
@@ -367,7 +357,7 @@ class Recaller:
         assert notifier is not None
         unknown.update(
             await trio.to_thread.run_sync(
-                _forget_each, notifier, several, limiter=self._name_threads, abandon_on_cancel=True
+                forget_each, notifier, several, limiter=self._name_threads, abandon_on_cancel=True
             )
         )
 
@@ -424,7 +414,7 @@ class Recaller:
         self.counters.dropped_pages += 1
         try:
             await trio.to_thread.run_sync(
-                _drop_pages, notifier, inode.id, offset, size_bytes,
+                drop_pages, notifier, inode.id, offset, size_bytes,
                 limiter=self._data_threads, abandon_on_cancel=True,
             )  # fmt: skip
         finally:
@@ -462,41 +452,3 @@ def _dropping(inode: Inode[RemoteNode]) -> trio.Event:
 def _may_be_cached(inode: Inode[RemoteNode]) -> bool:
     lease: Lease = inode.lease
     return lease.mode is not Mode.NONE or lease.told or lease.names is not None or lease.recalls > 0 or lease.data
-
-
-# ---------------------------------------------------------------- in threads
-
-
-def _forget(notifier: Notifier, doomed: Doomed) -> bool:
-    """False: the kernel does not know the object.  The one order that is right, see above."""
-    number = doomed.number
-    try:
-        if doomed.is_directory:
-            for name in doomed.names or (_BARRIER,):
-                notifier.inval_entry(number, name, expire=name not in doomed.dropped)
-        if doomed.is_directory or doomed.pages:
-            return notifier.inval_inode(number)
-        return notifier.inval_attributes(number)
-    except OSError as error:  # unmounted
-        log.debug("inode %d: %s", number, error)
-        return True
-
-
-def _forget_each(notifier: Notifier, several: Iterable[Doomed]) -> list[int]:
-    """Returns those that the kernel does not know."""
-    return [doomed.number for doomed in several if not _forget(notifier, doomed)]
-
-
-def _forget_attributes(notifier: Notifier, numbers: list[int]) -> None:
-    try:
-        for number in numbers:
-            notifier.inval_attributes(number)
-    except OSError as error:  # unmounted
-        log.debug("attributes: %s", error)
-
-
-def _drop_pages(notifier: Notifier, number: int, offset: int, size_bytes: int) -> None:
-    try:
-        notifier.inval_inode(number, offset, size_bytes)
-    except OSError as error:  # unmounted
-        log.debug("pages of inode %d: %s", number, error)

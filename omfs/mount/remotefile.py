@@ -20,7 +20,16 @@ import trio
 
 from omfs import wire
 from omfs.cache.holder import Holder
-from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.errors import (
+    HelloRefused,
+    Interrupted,
+    LockLost,
+    NodeDown,
+    OmfsError,
+    OpenLost,
+    OutcomeUnknown,
+    RemoteFailure,
+)  # fmt: skip
 from omfs.mount.inodes import Inode
 from omfs.mount.ranges import Range, changed, requests_for
 from omfs.mount.remote import RemoteNode
@@ -31,51 +40,9 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=wire.Message)
 
-_KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_NONBLOCK
-"""What of open(2)'s flags means something to the owner; it does its own caching and has no descriptors to inherit."""
-
-_ONCE_FLAGS: Final = os.O_TRUNC
-_UNOPENED: Final = 0  # no owner's open id: it does not know yet that the file is open
+UNOPENED: Final = 0  # no owner's open id: it does not know yet that the file is open
 _REOPENS_MAX: Final = 3  # an owner that restarts more often than this within one call
 _INDEFINITE: Final = (NodeDown, Interrupted, HelloRefused, OutcomeUnknown)  # a lock call that was sent may have worked
-
-
-class LockLost(OmfsError):
-    """The owner restarted and another process got the lock before it could be taken again."""
-
-
-async def open_file(
-    node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool = False
-) -> tuple[RemoteFile, wire.FileOpened]:
-    """Open an existing object; *flags* as open(2).  *execute*: to run it, which asks for x, not for r."""
-    flags &= _KEPT_FLAGS
-    node.counters.asked_opens += 1
-    await node.drain(handle)
-    opened = await node.ask(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
-    return RemoteFile(node, handle, opened.open_id, caller, flags & ~_ONCE_FLAGS, execute=execute), opened
-
-
-def open_unknown(node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool) -> RemoteFile:
-    """Open a file that is cached here, without a message: *caller* was let to open it so under the lease that holds.
-
-    The owner is told as soon as it must know: where a page is not there, and before the file may change or go.
-    """
-    return RemoteFile(node, handle, _UNOPENED, caller, flags & _KEPT_FLAGS, execute=execute)
-
-
-async def create_file(
-    node: RemoteNode, parent: bytes, name: bytes, mode: int, umask: int, flags: int, caller: wire.Caller
-) -> tuple[RemoteFile, wire.FileCreated]:
-    """open(2) with O_CREAT."""
-    flags &= _KEPT_FLAGS | os.O_EXCL
-    created = await node.ask(wire.CreateFile(parent, name, mode, umask, flags, caller), wire.FileCreated)
-    kept = flags & ~(_ONCE_FLAGS | os.O_EXCL)
-    return RemoteFile(node, created.handle, created.open_id, caller, kept), created
-
-
-async def open_directory(node: RemoteNode, handle: bytes, caller: wire.Caller) -> RemoteFile:
-    opened = await node.ask(wire.OpenDirectory(handle, caller), wire.FileOpened)
-    return RemoteFile(node, handle, opened.open_id, caller, 0, directory=True)
 
 
 class RemoteFile:
@@ -111,9 +78,9 @@ class RemoteFile:
         self._doubts: list[tuple[int, Range]] = []  # lock owner and where it may hold other ranges than _ranges
         self._locking = 0  # lock calls under way
         self._recovering: trio.Lock | None = None
-        self._epoch = node.peer.epoch if open_id != _UNOPENED else -1  # of open_id
+        self._epoch = node.peer.epoch if open_id != UNOPENED else -1  # of open_id
         self._closed = False
-        if open_id == _UNOPENED:
+        if open_id == UNOPENED:
             node.unopened.add(self)
         self._unsent: Unsent | None = None
         node.files.setdefault(handle, set()).add(self)
@@ -264,7 +231,7 @@ class RemoteFile:
                 del self.node.files[self.handle]
         if self.is_cached and self.inode is not None:
             self.inode.wake()
-        if self.open_id == _UNOPENED:
+        if self.open_id == UNOPENED:
             return
         if self.is_written and self.inode is not None:
             Holder.stopped_writing(self.inode.lease, self)
@@ -428,7 +395,7 @@ class RemoteFile:
     async def _call_and_reopen(
         self, request: Callable[[], wire.Message], expect: type[R], bulk: Buffer, checked: bool
     ) -> tuple[R, Buffer]:
-        lost = _UNOPENED if self.open_id == _UNOPENED else None
+        lost = UNOPENED if self.open_id == UNOPENED else None
         for _ in range(_REOPENS_MAX):
             try:
                 if lost is not None:
@@ -481,8 +448,8 @@ class RemoteFile:
     async def open_now(self) -> None:
         """Let the owner know that it is open, if it does not; where that fails the next call tries again."""
         try:
-            if self.open_id == _UNOPENED:
-                await self.recover(_UNOPENED)
+            if self.open_id == UNOPENED:
+                await self.recover(UNOPENED)
         except OmfsError as error:
             log.debug("node %d: a file that is open here could not be opened there: %s", self.node.node_id, error)
 

@@ -31,9 +31,9 @@ from omfs.mount import lowlevel_abi as abi, lowlevel_abi_dirs as dirs
 from omfs.mount.inodes import ROOT_ID, Inode, directory_id
 from omfs.mount.listings import Name, Snapshot
 from omfs.mount.lowlevel import Hook
+from omfs.mount.opening import open_directory
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import open_directory
 from omfs.mount.taker import taker
 
 log = logging.getLogger(__name__)

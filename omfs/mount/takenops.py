@@ -25,9 +25,9 @@ from omfs.mount.handlers import Foundation
 from omfs.mount.inodes import FIRST_OBJECT_ID, ROOT_ID
 from omfs.mount.justtold import JustTold
 from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
+from omfs.mount.opening import create_file
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.ranges import Range
-from omfs.mount.remotefile import create_file
 from omfs.mount.taker import taker
 from omfs.mount.unasked import answer_unasked
 

@@ -24,9 +24,9 @@ from omfs.cli import admin
 from omfs.config import Settings, load_settings
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.inodes import Inode, InodeTable
+from omfs.mount.opening import open_file
 from omfs.mount.recall import Recaller
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import open_file
 from omfs.mount.telling import Teller
 from omfs.net import control
 from omfs.net.peer import Peer

@@ -10,8 +10,9 @@ import trio
 
 from omfs import wire
 from omfs.errors import NodeDown, OmfsError, OpenLost
+from omfs.mount.opening import open_file
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import RemoteFile, open_file
+from omfs.mount.remotefile import RemoteFile
 
 ATTRIBUTES = wire.Attributes(0o100644, 1, 0, 0, 0, 5, 8, 4096, 0, 0, 0, 9)
 USER = wire.Caller(1000, 1000)
@@ -85,6 +86,8 @@ class FakePeer:
                 return wire.Found(b"root", ATTRIBUTES), b""
             case wire.ReadDirectory():
                 return wire.DirectoryRead((), True), b""
+            case wire.RemoveName() | wire.RenameName():
+                return wire.NamesChanged(()), b""
             case _:
                 return wire.Done(), b""
 

@@ -13,9 +13,9 @@ import trio.testing
 from omfs import wire
 from omfs.config import WRITTEN_CLOSES_MAX
 from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.mount.opening import create_file, open_directory, open_file, open_unknown
 from omfs.mount.ranges import Range
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import create_file, open_directory, open_file, open_unknown
 from omfs.net.peer import Peer
 from tests.unit.fakepeer import ATTRIBUTES, USER, FakePeer, opened
 

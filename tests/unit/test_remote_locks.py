@@ -12,10 +12,19 @@ import trio
 import trio.testing
 
 from omfs import wire
-from omfs.errors import HelloRefused, Interrupted, NodeDown, OmfsError, OpenLost, OutcomeUnknown, RemoteFailure
+from omfs.errors import (
+    HelloRefused,
+    Interrupted,
+    LockLost,
+    NodeDown,
+    OmfsError,
+    OpenLost,
+    OutcomeUnknown,
+    RemoteFailure,
+)
+from omfs.mount.opening import open_file
 from omfs.mount.ranges import Range
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import LockLost, open_file
 from omfs.net.peer import Peer
 from tests.unit.fakepeer import USER, FakePeer, opened
 

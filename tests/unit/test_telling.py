@@ -84,7 +84,7 @@ class Mount:
         return inode
 
     def take(self, lease: Lease, serial: int, mode: Mode = Mode.SHARED) -> None:
-        assert self.node.leases.granted(lease, serial, mode) or mode is Mode.NONE
+        assert self.node.leases.granted(lease, serial, mode, writer=self) or mode is Mode.NONE
 
     async def held(self, part: int = 0, parts: int = 1) -> wire.HeldTold:
         told = (await self.teller.tell_held({"node": 2, "part": part, "parts": parts})).told

@@ -18,9 +18,10 @@ from omfs import wire
 from omfs.errors import RemoteFailure
 from omfs.kernel.fusenotify import Notifier
 from omfs.mount.inodes import Inode, InodeTable
+from omfs.mount.opening import open_file
 from omfs.mount.recall import Recaller
 from omfs.mount.remote import RemoteNode
-from omfs.mount.remotefile import RemoteFile, open_file
+from omfs.mount.remotefile import RemoteFile
 from omfs.net.peer import Peer
 from omfs.wiretypes import Mode
 from tests.unit.fakepeer import ATTRIBUTES, USER, FakePeer
