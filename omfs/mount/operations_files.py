@@ -204,10 +204,10 @@ class FileOperations(NameOperations):
         self, file: RemoteFile, offset: int, size_bytes: int, fills_pages: bool
     ) -> Coroutine[Any, Any, Buffer]:
         """READ.  *fills_pages*: it is for the page cache."""
-        if file.is_cached:
-            return self.read_cached(file, offset, size_bytes)
         if fills_pages and file.is_written:
             return self.read_mapped(file, offset, size_bytes)
+        if file.is_cached or fills_pages:  # mapped to be read, where read(2) asks the owner
+            return self.read_cached(file, offset, size_bytes)
         return file.read(offset, size_bytes)
 
     async def read_mapped(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:

@@ -15,9 +15,8 @@ TURNS = number_from("OMFS_TURNS", 200)
 RECORDS = number_from("OMFS_RECORDS", 10_000)
 LOCKED_TURNS = number_from("OMFS_LOCKED_TURNS", 100)
 
-# A mapping that stays while another node writes needs more: "watched" (it only reads) a shared lease behind it, "kept" and
-# "unsynced" (both store) the exclusive leases of writers.  OMFS_MAPPINGS="anew remapped watched kept unsynced" tries all.
-MAPPINGS = os.environ.get("OMFS_MAPPINGS", "anew remapped").split()
+# "watched": a mapping that only reads; "kept" and "unsynced" stay mapped and store, the latter without a call.
+MAPPINGS = os.environ.get("OMFS_MAPPINGS", "anew remapped watched kept unsynced").split()
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, RECORDS // 50))]
 
