@@ -109,7 +109,7 @@ class LeaseReader:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Open for reading only.  OSError, ENOENT where there is no table."""
-        found_format, boot_id = _read_about(path)
+        found_format, boot_id, _ = _read_about(path)
         if not found_format:
             raise FileNotFoundError(errno.ENOENT, "no lease table")
         if found_format != FORMAT:
@@ -202,8 +202,8 @@ class LeaseReader:
 class LeaseTable(LeaseReader):
     """The table of a running owner.
 
-    *was_dropped*: there was a table and its content is lost, so a grace period must follow.  *was_made*: there was
-    none at all.
+    *was_dropped*: there was a table and its content is lost, so a grace period must follow; until `end_grace` it is
+    dropped again by whoever opens it.  *was_made*: there was none at all.
     """
 
     was_dropped = False
@@ -214,6 +214,7 @@ class LeaseTable(LeaseReader):
         super().__init__(path, boot_id, writable=True)
         self._numbers: dict[SessionKey, int] = {}
         self._unswept = 0  # numbers below it may have left leases behind; 0: nobody has
+        self._in_grace = False
         self.was_behind = False  # when it was opened: its sessions may hold more than it says
         try:
             if is_new:
@@ -232,7 +233,7 @@ class LeaseTable(LeaseReader):
         about = _read_about(path)
         (path / "about").unlink(missing_ok=True)  # until it has proved readable
         table = None
-        if found and about == (FORMAT, boot_id):
+        if found and about == (FORMAT, boot_id, False):
             try:
                 table = cls(path, boot_id, is_new=False)
             except OSError as error:
@@ -240,6 +241,9 @@ class LeaseTable(LeaseReader):
                 _set_aside(path)
         elif found and about[1] not in ("", boot_id):
             log.info("%s: the lease table is of before the last boot and was dropped", path)
+            _remove(path)
+        elif found and about == (FORMAT, boot_id, True):
+            log.info("%s: the lease table is of a daemon that ended in its grace and was dropped", path)
             _remove(path)
         elif found:
             fault = f"is of format {about[0]}" if about[0] else "was not left whole"
@@ -249,8 +253,16 @@ class LeaseTable(LeaseReader):
             _remove(path)  # a lock file without data, at least
             table = cls(path, boot_id, is_new=True)
             table.was_dropped, table.was_made = found, not found
-        _write_about(path, boot_id)
+        _write_about(path, boot_id, in_grace=table.was_dropped)
+        table._in_grace = table.was_dropped
         return table
+
+    def end_grace(self) -> None:
+        """Whoever held what was lost has dropped it.  Where that can't be noted now it is tried again."""
+        if self._in_grace:
+            with contextlib.suppress(OSError):
+                _write_about(self.path, self.boot_id, in_grace=False)
+                self._in_grace = False
 
     # ------------------------------------------------------------ changes
 
@@ -447,22 +459,22 @@ def _next_number(txn: Any, meta: Any) -> int:
 # ---------------------------------------------------------------- files
 
 
-def _read_about(path: Path) -> tuple[int, str]:
-    """Format and boot id of the table in *path*; (0, "") where that is not said."""
+def _read_about(path: Path) -> tuple[int, str, bool]:
+    """Format and boot id of the table in *path*, and whether it is in its grace; (0, "") where that is not said."""
     try:
         words = (path / "about").read_text(errors="replace").split()
     except FileNotFoundError:
-        return 0, ""
+        return 0, "", False
     match words:
-        case ["format", number, "boot", boot_id] if number.isascii() and number.isdigit():
-            return int(number), boot_id
+        case ["format", number, "boot", boot_id, *grace] if number.isascii() and number.isdigit():
+            return int(number), boot_id, grace == ["grace"]
         case _:
-            return 0, ""
+            return 0, "", False
 
 
-def _write_about(path: Path, boot_id: str) -> None:
+def _write_about(path: Path, boot_id: str, *, in_grace: bool) -> None:
     new = path / "about.new"
-    new.write_text(f"format {FORMAT}\nboot {boot_id}\n")
+    new.write_text(f"format {FORMAT}\nboot {boot_id}\n" + "grace\n" * in_grace)
     new.replace(path / "about")
 
 

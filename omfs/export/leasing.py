@@ -137,7 +137,10 @@ class Leasing:
         """Nothing is changed while holders that nobody knows, or that hold nobody knows what, may use their caches."""
         owner = self.owner
         was_in_grace = owner.in_grace
-        owner.in_grace = trio.current_time() < self._strangers_until_s or bool(self._uncertain)
+        are_strangers_gone = trio.current_time() >= self._strangers_until_s
+        if are_strangers_gone:
+            self._table.end_grace()
+        owner.in_grace = not are_strangers_gone or bool(self._uncertain)
         if was_in_grace and not owner.in_grace:
             self._wake()
 

@@ -153,7 +153,10 @@ class FileOperations(NameOperations):
     async def _end_cached_data(self, inode: Inode[RemoteNode]) -> None:
         """No page of it may stay, for it was changed through this mount, or is going to be."""
         had_data, inode.lease.data = inode.lease.data, False
-        if had_data or inode.owner.is_cached(inode.handle):
+        mapped = [file for file in self._open_files(inode) if file.has_pages and not file.is_written]
+        for file in mapped:
+            file.has_pages = False
+        if had_data or mapped or inode.owner.is_cached(inode.handle):
             await self.recaller.drop_pages(inode)
 
     async def written(self, file: RemoteFile, write: abi.WriteIn) -> None:
@@ -204,29 +207,47 @@ class FileOperations(NameOperations):
         self, file: RemoteFile, offset: int, size_bytes: int, fills_pages: bool
     ) -> Coroutine[Any, Any, Buffer]:
         """READ.  *fills_pages*: it is for the page cache."""
-        if fills_pages and file.is_written:
-            return self.read_mapped(file, offset, size_bytes)
-        if file.is_cached or fills_pages:  # mapped to be read, where read(2) asks the owner
+        if file.is_cached:
             return self.read_cached(file, offset, size_bytes)
+        if fills_pages:
+            return self.read_mapped(file, offset, size_bytes)
         return file.read(offset, size_bytes)
 
-    async def read_mapped(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
-        """A READ of pages that a program may change by itself, without a call.
+    def _may_keep_pages(self, inode: Inode[RemoteNode], file: RemoteFile) -> bool:
+        if file.is_written:
+            return file.unsent.is_allowed
+        return not any(one.is_written for one in self._open_files(inode))
 
-        They may stay while nobody else may look at the file; otherwise what is stored there has to come out at once.
+    async def read_mapped(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
+        """A READ of pages of a mapping, of a file that is read(2) from its owner.
+
+        What a program may change by itself, without a call, may stay while nobody else may look at the file; otherwise
+        it has to come out at once.  What it only reads may stay while nobody changes the file.  Something is held in
+        any case: who changes the file next waits until these pages are gone.
         """
         inode = file.inode
         assert inode is not None  # since it was numbered
-        if not file.unsent.is_allowed:
+        if file.is_written and not file.unsent.is_allowed:
             await file.unsent.ask_for_mapping()
-        hold = inode.hold if file.unsent.is_allowed else None
-        if hold is not None:
-            file.has_pages = inode.lease.told = True  # before: a recall that comes meanwhile has to forget them
+        await self._hold_shared(inode)
+        hold = inode.hold if self._may_keep_pages(inode, file) else None
+        file.has_pages = inode.lease.told = True  # before: a recall that comes meanwhile has to forget them
         try:
             return await file.read(offset, size_bytes)
         finally:
-            if hold is None or not file.unsent.is_allowed or inode.hold != hold:
+            if hold is None or not self._may_keep_pages(inode, file) or inode.hold != hold:
                 self.recaller.drop_pages_soon(inode, offset, size_bytes)
+
+    @staticmethod
+    async def _hold_shared(inode: Inode[RemoteNode]) -> None:
+        """Some lease on the object, unless it is just being taken away, or the owner does not grant one."""
+        for attempt in range(_REGAIN_ATTEMPTS):
+            if inode.hold is not None or inode.lease.recalls or inode.handle is None or not inode.owner.leases.round:
+                return
+            if attempt:
+                await trio.sleep(_REGAIN_PAUSE_S)
+            got = await inode.owner.get_attributes(inode.handle)
+            inode.owner.leases.granted(inode.lease, got.serial, got.mode)
 
     async def read_cached(self, file: RemoteFile, offset: int, size_bytes: int) -> Buffer:
         """A READ that fills pages.  They may stay if the data were under a lease from before it was asked until now.

@@ -101,7 +101,7 @@ class RemoteNode:
         return handle is not None and any(file.is_cached for file in self.files.get(handle, ()))
 
     def is_mapped(self, handle: bytes | None) -> bool:
-        """Whether the kernel has pages of a file that is open for writing here: a mapping."""
+        """Whether the kernel has pages of a file that is read(2) from its owner: a mapping."""
         return handle is not None and any(file.has_pages for file in self.files.get(handle, ()))
 
     def interrupt(self, task: trio.lowlevel.Task, still_wanted: Callable[[], bool]) -> None:

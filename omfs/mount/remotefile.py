@@ -65,7 +65,7 @@ class RemoteFile:
         self.appends = bool(flags & os.O_APPEND)
         self.is_written = bool(flags & os.O_ACCMODE)
         self.is_cached = False  # the kernel reads it through its page cache; set by operations_files.py
-        self.has_pages = False  # of a mapping, though it is open for writing; likewise
+        self.has_pages = False  # of a mapping, though it is direct_io; likewise
         self.inode: Inode[RemoteNode] | None = None  # likewise
         self._caller = caller
         self._flags = flags
@@ -227,6 +227,8 @@ class RemoteFile:
         same = self.node.files.get(self.handle)
         if same is not None:
             same.discard(self)
+            for other in same:  # mappings of one file have the same pages
+                other.has_pages |= self.has_pages
             if not same:
                 del self.node.files[self.handle]
         if self.is_cached and self.inode is not None:

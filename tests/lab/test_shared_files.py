@@ -15,9 +15,9 @@ TURNS = number_from("OMFS_TURNS", 200)
 RECORDS = number_from("OMFS_RECORDS", 10_000)
 LOCKED_TURNS = number_from("OMFS_LOCKED_TURNS", 100)
 
-# "watched": a mapping that only reads.  "kept" and "unsynced" stay mapped and store, the latter without a call: there a
-# store is lost now and then (docs/LIMITS.md); OMFS_MAPPINGS="kept unsynced" shows it.
-MAPPINGS = os.environ.get("OMFS_MAPPINGS", "anew remapped watched").split()
+# "watched": a mapping that only reads; "kept" stays mapped and stores.  "unsynced" does so without a call, so nobody knows
+# when to look for what it stored (docs/LIMITS.md): OMFS_MAPPINGS=unsynced shows it.
+MAPPINGS = os.environ.get("OMFS_MAPPINGS", "anew remapped watched kept").split()
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, RECORDS // 50))]
 

@@ -88,6 +88,9 @@ class TakenMount:
     def read(self, fh: int, size_bytes: int, read_flags: int) -> int:
         return self.ask(abi.READ, struct.pack("<QQIIQII", fh, 0, size_bytes, read_flags, 0, 0, 0))
 
+    async def release(self, fh: int) -> None:
+        await self.asked(abi.RELEASE, struct.pack("<QIIQ", fh, 0, 0, 0))
+
     async def flush(self, fh: int) -> int:
         return (await self.asked(abi.FLUSH, struct.pack("<QIIQ", fh, 0, 0, 0)))[0]
 

@@ -115,6 +115,7 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.was_dropped == (not same_boot)
         if not same_boot:
             self.model = Model({}, {})
+            self.table.end_grace()
             self.table.close()
             self.table = LeaseTable.open(self.path, BOOT[:-1] + "2")  # this boot's own
             assert not self.table.was_dropped
@@ -304,6 +305,9 @@ def test_another_boot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "before the last boot" in caplog.text
     assert not (tmp_path / "damaged.mdb").exists()
     with reopened(tmp_path, "another") as leases:
+        assert leases.was_dropped, "the daemon before it ended in its grace"
+        leases.end_grace()
+    with reopened(tmp_path, "another") as leases:
         assert not leases.was_dropped
 
 
@@ -376,6 +380,7 @@ def test_damage_is_set_aside(tmp_path: Path, spoil: object, caplog: pytest.LogCa
         assert shown(leases) == {}
         leases.note_session(ANNA, 1, "omfs", 0)
         leases.note([Change(ANNA, b"one", S, 1)])
+        leases.end_grace()
     assert "set aside" in caplog.text
     assert (tmp_path / "damaged.mdb").exists()
     with reopened(tmp_path) as leases:

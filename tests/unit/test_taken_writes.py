@@ -169,6 +169,49 @@ async def test_without_the_lease_pages_of_a_mapping_are_dropped_at_once(
     assert mount.kernel.dropped == [(0, 4096)], "a read(2) fills no pages"
 
 
+async def test_pages_that_are_only_read_stay_under_any_lease(mount: Mount, autojump_clock: MockClock) -> None:
+    """Though the descriptor is direct_io, as for two seconds after a change: a program just made is run from them."""
+    mount.owner.grants = SHARED
+    first, second = await mount.open(os.O_RDONLY), await mount.open(os.O_RDONLY)
+    mount.read(first, 4096, 0)
+    await mount.wait_dropped()
+    assert mount.kernel.dropped == []
+    assert not mount.owner.of(wire.AskLease)
+    await mount.release(first)
+    await mount.recall(NONE)
+    assert mount.kernel.dropped == [(0, 0)], "the other one has them mapped, too"
+    mount.owner.grants = NONE
+    request = mount.read(second, 4096, 0)
+    while not mount.answered(request):
+        await mount.hook.news.wait()
+    await mount.wait_dropped()
+    assert mount.kernel.dropped == [(0, 0), (0, 4096)], "nothing is held"
+
+
+async def test_who_reads_pages_of_a_mapping_can_be_recalled(mount: Mount, autojump_clock: MockClock) -> None:
+    """Also where they are dropped at once: who changes the file next waits for that."""
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    await mount.recall(NONE)
+    assert not mount.inode.lease.is_held
+    mount.read(fh, 4096, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.inode.lease.is_held
+    assert mount.node.is_mapped(b"handle")
+
+
+async def test_pages_that_are_read_go_when_the_file_is_written_here(mount: Mount, autojump_clock: MockClock) -> None:
+    mount.owner.grants = SHARED
+    reader = await mount.open(os.O_RDONLY)
+    mount.read(reader, 4096, 0)
+    await mount.wait_dropped()
+    await mount.open()
+    assert mount.kernel.dropped == [(0, 0)]
+    mount.read(reader, 4096, 0)
+    await mount.wait_dropped()
+    assert mount.kernel.dropped == [(0, 0), (0, 4096)], "who writes here says nothing of it to anybody"
+
+
 async def test_a_page_does_not_wait_for_the_lease_while_a_recall_waits_for_the_page(
     mount: Mount, autojump_clock: MockClock
 ) -> None:

@@ -404,11 +404,17 @@ async def test_who_is_uncertain_is_so_after_another_restart(
         assert not room.leasing.is_behind
 
 
-async def test_after_a_power_cut_changes_wait_for_a_term(tmp_path: Path, place: Path, autojump_clock: object) -> None:
+@pytest.mark.parametrize("starts", [1, 2], ids=["one start", "a start that ended in the grace"])
+async def test_after_a_power_cut_changes_wait_for_a_term(
+    tmp_path: Path, place: Path, autojump_clock: object, starts: int
+) -> None:
     (place / "file").write_bytes(b"x")
     state = tmp_path / "state"
     with serving(state) as service, leasing_room(state, service) as room:
         handle = (await room.holder(2)[0].walk(place / "file")).handle
+    for _ in range(starts - 1):
+        with serving(state) as service, leasing_room(state, service, boot_id="another") as room:
+            room.leasing.look_after(trio.current_time())
     with serving(state) as service, leasing_room(state, service, boot_id="another") as room:
         one, session = room.holder(1)
         outcome = Outcome()

@@ -22,7 +22,7 @@ from omfs.mount.writebehind import (
     SENDERS_MAX,
 )
 from tests.unit.fakepeer import USER
-from tests.unit.writingmount import SHARED, WritingMount
+from tests.unit.writingmount import SHARED, WritingMount, failed_with
 
 MIB = 1 << 20
 BLOCK = bytes(range(256)) * 16
@@ -30,17 +30,7 @@ BLOCK = bytes(range(256)) * 16
 
 @pytest.fixture
 async def mount(nursery: trio.Nursery) -> WritingMount:
-    mount = WritingMount()
-    nursery.start_soon(mount.recaller.run)
-    nursery.start_soon(mount.node.tend)
-    await trio.testing.wait_all_tasks_blocked()
-    return mount
-
-
-async def failed_with(call: Awaitable[Any]) -> int:
-    with pytest.raises(RemoteFailure) as caught:
-        await call
-    return caught.value.errno
+    return await WritingMount.run(nursery)
 
 
 # ---------------------------------------------------------------- what is sent, and when

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -13,26 +12,15 @@ import trio.testing
 from trio.testing import MockClock
 
 from omfs import wire
-from omfs.errors import RemoteFailure
 from omfs.mount.writebehind import ASK_AGAIN_MAX_S, ASK_AGAIN_S, SENDERS_MAX
-from tests.unit.writingmount import NONE, SHARED, WritingMount
+from tests.unit.writingmount import NONE, SHARED, WritingMount, failed_with
 
 MIB = 1 << 20
 
 
 @pytest.fixture
 async def mount(nursery: trio.Nursery) -> WritingMount:
-    mount = WritingMount()
-    nursery.start_soon(mount.recaller.run)
-    nursery.start_soon(mount.node.tend)
-    await trio.testing.wait_all_tasks_blocked()
-    return mount
-
-
-async def failed_with(call: Awaitable[Any]) -> int:
-    with pytest.raises(RemoteFailure) as caught:
-        await call
-    return caught.value.errno
+    return await WritingMount.run(nursery)
 
 
 @pytest.mark.parametrize("left", [SHARED, NONE])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
+import pytest
 import trio
+import trio.testing
 
 from omfs import wire
 from omfs.errors import RemoteFailure
@@ -27,6 +29,13 @@ from omfs.wiretypes import Mode
 from tests.unit.fakepeer import ATTRIBUTES, USER, FakePeer
 
 EXCLUSIVE, SHARED, NONE = Mode.EXCLUSIVE, Mode.SHARED, Mode.NONE
+
+
+async def failed_with(call: Awaitable[Any]) -> int:
+    """The errno of the owner's refusal."""
+    with pytest.raises(RemoteFailure) as caught:
+        await call
+    return caught.value.errno
 
 
 class Owner(FakePeer):
@@ -88,6 +97,9 @@ class Owner(FakePeer):
                 return wire.LeaseGranted(**self.granted()), b""
             case wire.WriteBlocks() | wire.AppendBlocks():
                 return wire.BlocksWritten(self._write(request, bytes(bulk))), b""
+            case wire.GetAttributes():
+                self._serial += 1
+                return wire.AttributesGot(ATTRIBUTES, self._serial, min(self.grants, SHARED)), b""
             case wire.SeekFile():
                 return wire.SeekDone(request.offset), b""
             case wire.LookUp() | wire.MakeLink():
@@ -146,6 +158,14 @@ class WritingMount:
         self.recaller.attach(cast(Notifier, self.kernel))
         self.inode: Inode[RemoteNode] = self.inodes.find(self.node, b"handle")
         self.inode.lookups += 1
+
+    @classmethod
+    async def run(cls, nursery: trio.Nursery) -> WritingMount:
+        mount = cls()
+        nursery.start_soon(mount.recaller.run)
+        nursery.start_soon(mount.node.tend)
+        await trio.testing.wait_all_tasks_blocked()
+        return mount
 
     async def open(self, flags: int = os.O_WRONLY) -> RemoteFile:
         file, opened = await open_file(self.node, b"handle", flags, USER)
