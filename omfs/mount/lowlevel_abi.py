@@ -102,6 +102,7 @@ _OUT_HEADER: Final = struct.Struct("<IiQ")  # len, error, unique
 FOPEN_DIRECT_IO: Final = 1
 FOPEN_KEEP_CACHE: Final = 2
 LOCK_IS_FLOCK: Final = 1  # FUSE_LK_FLOCK
+_GETATTR_FH: Final = 1  # FUSE_GETATTR_FH
 READ_LOCK_OWNER: Final = 2  # FUSE_READ_LOCKOWNER
 WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
 WRITE_KILL_SUIDGID: Final = 4
@@ -110,6 +111,7 @@ SETATTR_MTIME_NOW: Final = 1 << 8
 
 WRITE_HEADER_BYTES: Final = IN_HEADER_BYTES + 40
 _WRITE_IN: Final = struct.Struct("<QQIIQI")  # fh, offset, size, write_flags, lock_owner, flags
+_GETATTR_IN: Final = struct.Struct("<IIQ")  # getattr_flags, dummy, fh
 _READ_IN: Final = struct.Struct("<QQI")  # fh, offset, size, and more
 _LOCK_IN: Final = struct.Struct("<QQQQIII")  # fh, owner, start, end, type, pid, lk_flags
 _FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh, offset, length, mode
@@ -270,6 +272,12 @@ def read_in(request: memoryview) -> tuple[int, int, int]:
 def read_fills_pages(request: memoryview) -> bool:
     """Of a READ: it is for the page cache, not for a program's own buffer (fs/fuse/file.c: those name a lock owner)."""
     return not struct.unpack_from("<I", request, IN_HEADER_BYTES + _READ_IN.size)[0] & READ_LOCK_OWNER
+
+
+def getattr_file_number(request: memoryview) -> int | None:
+    """Through which open file the kernel asks, as it does for a read(2) or lseek(2) that comes to the end of the file."""
+    flags, _, fh = _GETATTR_IN.unpack_from(request, IN_HEADER_BYTES)
+    return int(fh) if flags & _GETATTR_FH else None
 
 
 def file_number(request: memoryview) -> int:

@@ -105,6 +105,11 @@ class FileOperations(NameOperations):
     def _open_files(inode: Inode[RemoteNode]) -> tuple[RemoteFile, ...]:
         return tuple(inode.owner.files.get(inode.handle, ())) if inode.handle is not None else ()
 
+    def is_cached(self, fh: int) -> bool:
+        """Whether the kernel reads this open file through its page cache."""
+        file = self.files.get(fh)
+        return file is not None and file.is_cached
+
     @staticmethod
     def is_alone(file: RemoteFile) -> bool:
         """Nobody else here has the object open, nor has the kernel pages of it."""
@@ -258,6 +263,7 @@ class FileOperations(NameOperations):
         assert inode is not None  # since it was numbered
         if not inode.lease.data:
             await self._regain_data(inode, file)
+            await self._hold_shared(inode)
         hold = inode.hold if inode.lease.data else None
         try:
             return await file.read(offset, size_bytes)

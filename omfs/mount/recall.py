@@ -22,8 +22,8 @@ Names are expired, not dropped: a current directory or an open file keeps its pa
 again without the directory's lock, so for a while after such a look-up the name is dropped for real.
 
 A file that is being read through the page cache is given CLOSE_WITHIN_S to be closed: most programs read and close it,
-and they need the lease for that.  After it is gone the kernel may read up to an older end of the file, as it discards
-a size that was on its way when it was told to forget.
+and they need the lease for that.  After it is gone the kernel would read up to an older end of the file, as it discards
+a size that was on its way when it was told to forget; so a read's question for the size has it set apart (`grow`).
 
 A READ is never kept waiting.  One that is answered without a data lease, of a file that is cached otherwise, fills
 pages that nobody recalls: they are dropped at once (`drop_pages_soon`), and a recall waits for those drops it finds
@@ -405,6 +405,23 @@ class Recaller:
         """The READ that is being answered fills pages that no lease covers."""
         if self.notifier is not None and self._nursery is not None:
             self._nursery.start_soon(self._drop_pages, inode, offset, size_bytes, _dropping(inode))
+
+    async def grow(self, inode: Inode[RemoteNode], size_bytes: int) -> None:
+        """Before the kernel is answered that a file, which it reads through the page cache, has this size.
+
+        It does not believe that if it is told to forget meanwhile.  What changes the file next waits for this.
+        """
+        notifier = self.notifier
+        if notifier is None or not size_bytes:
+            return
+        growing = _dropping(inode)
+        try:
+            await trio.to_thread.run_sync(
+                notifier.grow, inode.id, size_bytes, limiter=self._data_threads, abandon_on_cancel=True
+            )
+        finally:
+            inode.dropping.discard(growing)
+            growing.set()
 
     async def _drop_pages(
         self, inode: Inode[RemoteNode], offset: int, size_bytes: int, dropping: trio.Event

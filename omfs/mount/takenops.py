@@ -129,11 +129,13 @@ def _look_up(just_told: JustTold) -> Handler:
 
 
 async def _get_attributes(operations: FileOperations, request: memoryview, unique: int) -> bytes:
-    inode = operations.inodes.get(operations.hook.node_id)
+    inode, fh = operations.inodes.get(operations.hook.node_id), abi.getattr_file_number(request)
     assert inode.handle is not None  # the directory of a node is not taken
     if inode.forgetting:
         await operations.recaller.wait_forgotten(inode, operations.hook.pid)
     got = await inode.owner.get_attributes(inode.handle)
+    if fh is not None and operations.is_cached(fh):
+        await operations.recaller.grow(inode, got.attributes.size_bytes)
     return abi.attr_reply(unique, abi.attributes(inode.id, got.attributes), operations.attributes_s(inode, got))
 
 

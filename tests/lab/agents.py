@@ -39,6 +39,10 @@ class Agent:
         assert line, f"{self.name} ended: {self._process.stderr and self._process.stderr.read()}"
         return json.loads(line)
 
+    def stop(self) -> None:
+        """It ends when its input does."""
+        self._process.communicate()
+
     def ask(self, value: object) -> Any:
         self.send(json.dumps(value))
         return self.receive()

@@ -60,6 +60,13 @@ class Recording:
                 script.append(f"touch {thing}" if thing.startswith("log") else f"mkdir -m 777 {thing}")
         self._cluster.run(self._here.owner, "\n".join(script))
 
+    def keep(self) -> None:
+        """They open the files, and leave them open."""
+        for agent in self._agents:
+            agent.send("keep")
+        for agent in self._agents:
+            agent.receive()
+
     def begin(self) -> None:
         for agent in self._agents:
             agent.send("go")
@@ -75,6 +82,10 @@ class Recording:
         self.begin()
         time.sleep(seconds)
         self.end()
+
+    def stop(self) -> None:
+        for agent in self._agents:
+            agent.stop()
 
     def history(self) -> dict[str, list[Operation]]:
         """By thing.  What nobody knows may have happened until the end of the phase after that in which it failed."""

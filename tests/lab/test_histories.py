@@ -24,6 +24,8 @@ LAB_OPTIONS = (
 )  # the owner's own programs go through /mfs too, so that the promise for them is the strict one
 OWNER = 2
 HISTORY_S = number_from("OMFS_HISTORY_S", 6)
+BURSTS = number_from("OMFS_BURSTS", 1)
+QUIET_S = 2.1
 KILLS = number_from("OMFS_KILLS", 2)
 THINGS = ("r0", "r1", "log0", "log1", "files", "links")
 
@@ -46,6 +48,18 @@ def test_what_three_nodes_see_has_one_order(cluster: Cluster) -> None:
         planted = plant(history[thing], recording.rng)
         with pytest.raises(NotLinearizable, match=f"not linearizable: .*{thing}"):
             check(planted, recording.specification(thing))
+
+
+def test_who_kept_a_quiet_file_open_sees_it_grow(cluster: Cluster) -> None:
+    """It is read through the page cache, as it was quiet when it was opened; then everybody appends to it."""
+    for _ in range(BURSTS):
+        here = cluster.fresh_dir(OWNER)
+        recording = Recording(cluster, dict.fromkeys(NODES, here.remote), here, ("log0", "log1", "r1"))
+        time.sleep(QUIET_S)  # so long after its last change a file is not cached
+        recording.keep()
+        recording.run(1)
+        recording.check()
+        recording.stop()
 
 
 def test_it_has_one_order_when_daemons_are_killed(cluster: Cluster) -> None:

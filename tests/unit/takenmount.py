@@ -76,7 +76,7 @@ class TakenMount:
         error, body = await self.asked(abi.OPEN, struct.pack("<II", flags, 0))
         assert not error
         fh, how, _ = struct.unpack_from("<QIi", body)
-        assert how == abi.FOPEN_DIRECT_IO
+        assert bool(how & abi.FOPEN_DIRECT_IO) is not self.operations.is_cached(fh)
         return int(fh)
 
     def write(self, fh: int, offset: int, data: bytes, flags: int = 0, write_flags: int = 0) -> int:
@@ -87,6 +87,10 @@ class TakenMount:
 
     def read(self, fh: int, size_bytes: int, read_flags: int) -> int:
         return self.ask(abi.READ, struct.pack("<QQIIQII", fh, 0, size_bytes, read_flags, 0, 0, 0))
+
+    def get_attributes(self, fh: int | None = None) -> int:
+        """*fh*: for a read of that file, which has come to the end that the kernel knows."""
+        return self.ask(abi.GETATTR, struct.pack("<IIQ", fh is not None, 0, fh or 0))
 
     async def release(self, fh: int) -> None:
         await self.asked(abi.RELEASE, struct.pack("<QIIQ", fh, 0, 0, 0))

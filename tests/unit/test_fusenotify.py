@@ -31,9 +31,9 @@ OUT: Final = struct.Struct("<IiQ")
 ATTRIBUTES: Final = struct.Struct("<6Q10I")
 
 
-def attributes(number: int) -> bytes:
+def attributes(number: int, size_bytes: int = len(CONTENT)) -> bytes:
     mode = stat.S_IFREG | 0o644 if number == FILE else stat.S_IFDIR | 0o755
-    return ATTRIBUTES.pack(number, len(CONTENT), 16, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, PAGE, 0)
+    return ATTRIBUTES.pack(number, size_bytes, 16, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, PAGE, 0)
 
 
 def entry(number: int) -> bytes:
@@ -45,6 +45,8 @@ class Served:
 
     def __init__(self, top: Path) -> None:
         self.top = top
+        self.content = CONTENT
+        self.before_attributes = lambda: None
         self.file = top / "file"
         self.asked: list[tuple[int, int, int]] = []  # opcode, inode, offset (of READ)
         self.may_make = threading.Event()
@@ -85,12 +87,13 @@ class Served:
         if opcode == LOOKUP:
             return entry(FILE if body.startswith(b"file\0") else 0)  # 0: a negative entry
         if opcode == GETATTR:
-            return struct.pack("<QII", FOREVER_S, 0, 0) + attributes(number)
+            self.before_attributes()
+            return struct.pack("<QII", FOREVER_S, 0, 0) + attributes(number, len(self.content))
         if opcode in (OPEN, OPENDIR):
             return struct.pack("<QII", 0, KEEP_CACHE, 0)
         if opcode == READ:
             size = struct.unpack_from("<I", body, 16)[0]
-            return CONTENT[offset : offset + size]
+            return self.content[offset : offset + size]
         return b"" if opcode in CLOSES else errno.ENOSYS
 
     @contextmanager
@@ -143,6 +146,31 @@ def test_a_range_of_pages_is_read_again(served: Served) -> None:
     assert served.notifier.inval_inode(FILE, PAGE, PAGE)
     with served.asking((GETATTR, FILE, 0), (READ, FILE, PAGE)):
         served.read()
+
+
+def test_a_file_grows_though_its_attributes_were_overtaken(served: Served) -> None:
+    served.read()
+    with served.file.open("rb", buffering=0) as file:
+        served.content += b"more"
+        assert served.notifier.inval_inode(FILE)
+
+        def overtake() -> None:
+            assert served.notifier.inval_attributes(FILE)
+            assert served.notifier.grow(FILE, len(served.content))
+
+        served.before_attributes = overtake
+        assert file.read(len(served.content)) == served.content
+
+
+def test_growing_changes_no_page_and_never_shrinks(served: Served) -> None:
+    served.read()
+    served.read()  # as above
+    with served.asking():
+        assert served.notifier.grow(FILE, len(CONTENT))
+        assert served.notifier.grow(FILE, 1)
+        assert served.notifier.grow(FILE, PAGE + 1)
+        served.read()
+    assert not served.notifier.grow(999, 1)
 
 
 def test_names_are_looked_up_again(served: Served) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import struct
+import threading
 from typing import Any, Final
 
 import pytest
@@ -14,6 +16,7 @@ from trio.testing import MockClock
 
 from omfs import wire
 from omfs.mount import lowlevel_abi as abi
+from tests.unit.fakepeer import ATTRIBUTES
 from tests.unit.takenmount import TakenMount
 from tests.unit.writingmount import NONE, SHARED, Owner
 
@@ -33,6 +36,10 @@ class Mount(TakenMount):
         for dropping in tuple(self.inode.dropping):
             await dropping.wait()
         await trio.testing.wait_all_tasks_blocked()
+
+    async def wait_answered(self, request: int) -> None:
+        while not self.answered(request):
+            await self.hook.news.wait()
 
     async def recall(self, mode: wire.Mode) -> None:
         recall = self.owner.recall(mode)
@@ -182,8 +189,7 @@ async def test_pages_that_are_only_read_stay_under_any_lease(mount: Mount, autoj
     assert mount.kernel.dropped == [(0, 0)], "the other one has them mapped, too"
     mount.owner.grants = NONE
     request = mount.read(second, 4096, 0)
-    while not mount.answered(request):
-        await mount.hook.news.wait()
+    await mount.wait_answered(request)
     await mount.wait_dropped()
     assert mount.kernel.dropped == [(0, 0), (0, 4096)], "nothing is held"
 
@@ -198,6 +204,63 @@ async def test_who_reads_pages_of_a_mapping_can_be_recalled(mount: Mount, autoju
     await trio.testing.wait_all_tasks_blocked()
     assert mount.inode.lease.is_held
     assert mount.node.is_mapped(b"handle")
+
+
+async def test_who_reads_a_cached_file_to_its_end_sees_the_size_of_now(mount: Mount, autojump_clock: MockClock) -> None:
+    """The kernel does not believe an answer that a recall has overtaken, so it is told otherwise before."""
+    mount.owner.grants, mount.owner.caches = SHARED, True
+    fh = await mount.open(os.O_RDONLY)
+    told = []
+    mount.kernel.on_grow = lambda: told.append(mount.answered(request))
+    request = mount.get_attributes(fh)
+    await mount.wait_answered(request)
+    assert mount.kernel.grown == [ATTRIBUTES.size_bytes]
+    assert told == [False], "before the answer"
+    await mount.wait_answered(mount.get_attributes())
+    await mount.wait_answered(mount.get_attributes(await mount.open()))
+    assert mount.kernel.grown == [ATTRIBUTES.size_bytes], "stat(2) is told the answer itself; read(2) elsewhere is asked"
+
+
+async def test_a_recall_waits_until_the_kernel_has_the_size(mount: Mount, autojump_clock: MockClock) -> None:
+    """Else it would be longer than what the file is truncated to."""
+    mount.owner.grants, mount.owner.caches = SHARED, True
+    fh = await mount.open(os.O_RDONLY)
+    growing, go_on = trio.Event(), threading.Event()
+    mount.kernel.on_grow = lambda: (trio.from_thread.run_sync(growing.set), go_on.wait())
+    mount.get_attributes(fh)
+    await growing.wait()
+    recalled, dropped = trio.Event(), trio.Event()
+
+    async def recall() -> None:
+        await mount.recall(NONE)
+        recalled.set()
+
+    async def note_drop() -> None:
+        dropped.set()
+
+    mount.kernel.launder = note_drop
+    mount.nursery.start_soon(recall)
+    await dropped.wait()
+    with trio.move_on_after(1):
+        await recalled.wait()
+    assert not recalled.is_set()
+    go_on.set()
+    await recalled.wait()
+
+
+async def test_who_reads_a_cached_file_without_its_lease_can_be_recalled(
+    mount: Mount, autojump_clock: MockClock
+) -> None:
+    """What fills pages meanwhile is dropped at once, and who changes the file next waits for that."""
+    mount.owner.grants, mount.owner.caches = SHARED, True
+    fh = await mount.open(os.O_RDONLY)
+    await mount.recall(NONE)
+    mount.owner.caches = False
+    mount.inode.regain_at_s = math.inf  # it was refused just now
+    await mount.wait_answered(mount.read(fh, 4096, 0))
+    assert mount.inode.lease.is_held
+    await mount.wait_dropped()
+    assert (0, 4096) in mount.kernel.dropped
 
 
 async def test_pages_that_are_read_go_when_the_file_is_written_here(mount: Mount, autojump_clock: MockClock) -> None:

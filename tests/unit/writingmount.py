@@ -41,7 +41,7 @@ async def failed_with(call: Awaitable[Any]) -> int:
 class Owner(FakePeer):
     """*writes*: what was written, in order.  *holds*: whether this session has the lease.
 
-    *gate*: writes wait for it.  *fails*: with these errnos, one each.  *room_bytes*: the disk is full behind that.
+    *caches*: whether it grants that data are cached.  *gate*: writes wait for it.  *fails*: with these errnos, one each.  *room_bytes*: the disk is full behind that.
     """
 
     lease_round = 1
@@ -51,6 +51,7 @@ class Owner(FakePeer):
         self.data = bytearray()
         self.holds = True
         self.grants = EXCLUSIVE
+        self.caches = False
         self.writes: list[tuple[int | None, int, bool]] = []
         self.gate: trio.Event | None = None
         self.fails: list[int] = []
@@ -91,7 +92,8 @@ class Owner(FakePeer):
         match request:
             case wire.OpenFile() | wire.CreateFile():
                 opened, rest = super()._reply(request, bulk)
-                return msgspec.structs.replace(opened, **self.granted()), rest
+                is_cached = {"data": self.caches} if isinstance(opened, wire.FileOpened) else {}
+                return msgspec.structs.replace(opened, **self.granted(), **is_cached), rest
             case wire.AskLease():
                 self.on_asked()
                 return wire.LeaseGranted(**self.granted()), b""
@@ -130,12 +132,19 @@ class Kernel:
 
     def __init__(self) -> None:
         self.dropped: list[tuple[int, int]] = []
+        self.grown: list[int] = []
+        self.on_grow: Callable[[], Any] = lambda: None  # in the thread
         self.launder: Callable[[], Any] | None = None
 
     def inval_inode(self, number: int, offset: int = 0, size_bytes: int = 0) -> bool:
         self.dropped.append((offset, size_bytes))
         if self.launder is not None:
             trio.from_thread.run(self.launder)
+        return True
+
+    def grow(self, number: int, size_bytes: int) -> bool:
+        self.grown.append(size_bytes)
+        self.on_grow()
         return True
 
     def inval_attributes(self, number: int) -> bool:

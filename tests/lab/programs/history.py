@@ -1,6 +1,7 @@
 """Work at random on shared objects and record it: history.py DIR WHO NUMBER SEED THING...
 
-It works from a line "go" on standard input to a line "stop", and then prints what it did since "go" as one line of JSON:
+A line "keep" on standard input has it open everything for reading, and read it; it prints null, and uses those descriptors
+from then on.  It works from a line "go" to a line "stop", and then prints what it did since "go" as one line of JSON:
 [thing, who, called, returned, action, argument, result] for each operation; times of CLOCK_MONOTONIC, which all
 nodes of a lab share; null as the result of a change that failed without saying whether it happened.
 
@@ -61,6 +62,14 @@ class Worker:
         sys.stdin.readline()
         print(json.dumps(self.done), flush=True)
         self.done = []
+
+    def keep(self) -> None:
+        """Read files through descriptors that stay open."""
+        self.connect()
+        for thing in self.things:
+            self.kept[thing, os.O_RDONLY] = fd = os.open(thing, os.O_RDONLY, dir_fd=self.top)
+            os.pread(fd, 1 << 20, 0)
+        print("null", flush=True)
 
     def connect(self) -> None:
         """A new descriptor of DIR: what is looked up from it lies in the mount that was there then, or nowhere."""
@@ -253,8 +262,8 @@ class Worker:
 def main() -> None:
     os.umask(0)
     worker = Worker()
-    while sys.stdin.readline():
-        worker.run()
+    while line := sys.stdin.readline():
+        worker.keep() if line == "keep\n" else worker.run()
 
 
 main()
