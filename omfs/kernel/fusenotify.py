@@ -68,8 +68,8 @@ class Notifier:
 
         A GETATTR that is overtaken by a notification does not count, and then read(2) ends at an older size.
         The data of FUSE_NOTIFY_STORE do what no reply can: they move the end of the file (fuse_notify_store() in
-        fs/fuse/dev.c, before it copies them; these here can't be copied).  False when the kernel does not know the inode.
-        Raises OSError as `inval_inode`.
+        fs/fuse/dev.c, before it copies them; these here can't be copied).  False when the kernel does not know the
+        inode.  Raises OSError as `inval_inode`.
         """
         head = _STORE_OUT.pack(_STORE_OUT.size + 1, _STORE, 0, number, size_bytes - 1, 1, 0)
         try:

@@ -275,7 +275,7 @@ def read_fills_pages(request: memoryview) -> bool:
 
 
 def getattr_file_number(request: memoryview) -> int | None:
-    """Through which open file the kernel asks, as it does for a read(2) or lseek(2) that comes to the end of the file."""
+    """Through which open file the kernel asks, as it does for a read(2) or lseek(2) that comes to the file's end."""
     flags, _, fh = _GETATTR_IN.unpack_from(request, IN_HEADER_BYTES)
     return int(fh) if flags & _GETATTR_FH else None
 

@@ -218,7 +218,7 @@ async def test_who_reads_a_cached_file_to_its_end_sees_the_size_of_now(mount: Mo
     assert told == [False], "before the answer"
     await mount.wait_answered(mount.get_attributes())
     await mount.wait_answered(mount.get_attributes(await mount.open()))
-    assert mount.kernel.grown == [ATTRIBUTES.size_bytes], "stat(2) is told the answer itself; read(2) elsewhere is asked"
+    assert mount.kernel.grown == [ATTRIBUTES.size_bytes], "stat(2) is told the answer"
 
 
 async def test_a_recall_waits_until_the_kernel_has_the_size(mount: Mount, autojump_clock: MockClock) -> None:
