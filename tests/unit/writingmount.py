@@ -41,7 +41,7 @@ async def failed_with(call: Awaitable[Any]) -> int:
 class Owner(FakePeer):
     """*writes*: what was written, in order.  *holds*: whether this session has the lease.
 
-    *caches*: whether it grants that data are cached.  *gate*: writes wait for it.  *fails*: with these errnos, one each.
+    *caches*: it grants that data are cached.  *gate*: writes wait for it.  *fails*: with these errnos, one each.
     *room_bytes*: the disk is full behind that.
     """
 
