@@ -22,6 +22,7 @@ BULK_LANE_FROM_BYTES: Final = 32 << 10  # larger transfers take the bulk connect
 IN_FLIGHT_MAX: Final = 1024  # requests one peer may have under way; FUSE's own max_background is 512
 WRITTEN_CLOSES_MAX: Final = 16  # in one CloseFiles: the owner's disk may begin to write each of them back
 REPLIES_KEPT: Final = 2 * IN_FLIGHT_MAX  # per session, for replay: any request still under way is among them
+WHOLE_FILE_MAX_BYTES: Final = 16 << 10  # most source files are smaller; takes less than a round trip at 1 Gbit/s
 READDIR_REPLY_BYTES: Final = 128 << 10
 LOCK_WAITERS_MAX: Final = 512  # threads that may block in a lock for others; beyond it ENOLCK
 

@@ -44,7 +44,7 @@ from omfs.wiretypes import (
     Standing as Standing,
 )
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -199,13 +199,17 @@ class RemoveXattr(Message, frozen=True, tag=True):
 
 
 class OpenFile(Message, frozen=True, tag=True):
-    """*flags* as open(2).  *reclaim*: it was open before the owner restarted.  *execute*: to run it, needs x, not r."""
+    """*flags* as open(2).  *reclaim*: it was open before the owner restarted.  *execute*: to run it, needs x, not r.
+
+    *wants_data*: where the data may be cached and are few (WHOLE_FILE_MAX_BYTES), all of them come beside the reply.
+    """
 
     handle: bytes
     flags: int
     caller: Caller
     reclaim: bool = False
     execute: bool = False
+    wants_data: bool = False
 
 
 class CreateFile(Message, frozen=True, tag=True):

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import trio
 
 from omfs import wire
-from omfs.config import BULK_LANE_FROM_BYTES, BULK_MAX_BYTES
+from omfs.config import BULK_LANE_FROM_BYTES, BULK_MAX_BYTES, WHOLE_FILE_MAX_BYTES
 from omfs.export.files import Opened, SessionFiles
 from omfs.kernel import objects
 from omfs.kernel.credentials import Identity
@@ -85,6 +85,12 @@ class Blocks:
             if data is not None:
                 return _BLOCKS_READ, data
         return self._read_in_thread(opened, offset, size_bytes)
+
+    @staticmethod
+    def whole(opened: Opened) -> Buffer:
+        """All data of a file, if they are few and can be had at once; else nothing."""
+        data = _read_at_once(opened, 0, WHOLE_FILE_MAX_BYTES) if opened.is_readable else None
+        return b"" if data is None or len(data) == WHOLE_FILE_MAX_BYTES else data
 
     async def _read_in_thread(self, opened: Opened, offset: int, size_bytes: int) -> Answer:
         return _BLOCKS_READ, await self.in_thread(opened, _read_timed, opened, offset, size_bytes)

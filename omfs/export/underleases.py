@@ -204,11 +204,14 @@ class UnderLeases:
 
     # ------------------------------------------------------------ grants
 
-    def _granted(self, session: Session, request: wire.Request, answer: Answer) -> Answer:
+    def _granted(self, session: Session, request: Any, answer: Answer) -> Answer:
         grant = _GRANTS.get(type(request))
         if grant is None or isinstance(answer[0], wire.NameMissing | wire.Failed):
             return answer
-        return grant(self, session, request, answer[0]), answer[1]
+        reply = grant(self, session, request, answer[0])
+        if isinstance(reply, wire.FileOpened) and reply.data and request.wants_data:  # what is read now is guarded
+            return reply, self._inner.whole_file(self._files(session).get(reply.open_id))
+        return reply, answer[1]
 
     def _missing(self, session: Session, request: wire.LookUp) -> wire.Message:
         serial, (mode,) = self.leasing.grant(session.key, (request.parent,))

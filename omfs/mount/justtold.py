@@ -1,7 +1,7 @@
 """One stat(2), one question: the GETATTR that the kernel sends right after its LOOKUP is answered from the LOOKUP.
 
-Without a lease on it the kernel asks twice for an object: LOOKUP (or MKDIR), and at once GETATTR, from the same thread:
-for stat(2), and to check access to every directory of a path.  The
+Without a lease on it the kernel asks twice for an object: LOOKUP (or MKDIR, CREATE), and at once GETATTR, from the same
+thread: for stat(2), and to check access to every directory of a path and to what open(2) has made.  The
 first answer is the owner's, given during this very system call, so it may serve for the second.  The hook forgets it
 when the thread asks anything else first: its own chmod must show.  Only one caller could mistake an older call's answer
 for its own: open(O_PATH) followed by fstat within WITHIN_S, less than another node needs to hear of the first, change

@@ -20,8 +20,11 @@ async def open_file(
     flags &= _KEPT_FLAGS
     node.counters.asked_opens += 1
     await node.drain(handle)
-    opened = await node.ask(wire.OpenFile(handle, flags, caller, execute=execute), wire.FileOpened)
-    return RemoteFile(node, handle, opened.open_id, caller, flags & ~os.O_TRUNC, execute=execute), opened
+    request = wire.OpenFile(handle, flags, caller, execute=execute, wants_data=not flags & (os.O_ACCMODE | os.O_TRUNC))
+    opened, data = await node.ask_for_bulk(request, wire.FileOpened)
+    file = RemoteFile(node, handle, opened.open_id, caller, flags & ~os.O_TRUNC, execute=execute)
+    file.whole = bytes(data)
+    return file, opened
 
 
 def open_unknown(node: RemoteNode, handle: bytes, flags: int, caller: wire.Caller, execute: bool) -> RemoteFile:

@@ -88,6 +88,7 @@ class FileOperations(NameOperations):
         had_data = inode.lease.data
         if not file.is_written and self._took_data(inode, opened):
             file.is_cached = True
+            file.whole_hold = inode.hold
             if len(inode.readers) < _READERS_MAX:
                 inode.readers.add((caller, bool(flags & _FMODE_EXEC)))
             return fh, abi.FOPEN_KEEP_CACHE if had_data else 0
@@ -265,6 +266,8 @@ class FileOperations(NameOperations):
             await self._regain_data(inode, file)
             await self._hold_shared(inode)
         hold = inode.hold if inode.lease.data else None
+        if hold is not None and hold == file.whole_hold and file.whole:
+            return file.take_whole(offset, size_bytes)
         try:
             return await file.read(offset, size_bytes)
         finally:

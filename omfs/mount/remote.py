@@ -28,6 +28,7 @@ from omfs.mount.callers import ROOT
 from omfs.mount.counters import Counters
 from omfs.mount.heldleases import Granting, HeldLeases
 from omfs.mount.writebehind import WriteBehind
+from omfs.net.frames import Buffer
 from omfs.net.peer import Peer
 
 if TYPE_CHECKING:
@@ -211,6 +212,12 @@ class RemoteNode:
         """Ask the owner for something that it may grant a lease with."""
         asked_in = self.leases.round
         return self.leases.counts(asked_in, await self.peer.call(request, expect))
+
+    async def ask_for_bulk(self, request: wire.Message, expect: type[Granting]) -> tuple[Granting, Buffer]:
+        """As `ask`; also what comes beside the reply."""
+        asked_in = self.leases.round
+        reply, bulk = await self.peer.call_for_bulk(request, expect)
+        return self.leases.counts(asked_in, reply), bulk
 
     def lapse_soon(self) -> None:
         """Its leases are void: have everything dropped."""

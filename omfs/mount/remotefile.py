@@ -65,6 +65,8 @@ class RemoteFile:
         self.appends = bool(flags & os.O_APPEND)
         self.is_written = bool(flags & os.O_ACCMODE)
         self.is_cached = False  # the kernel reads it through its page cache; set by operations_files.py
+        self.whole: Buffer = b""  # all data, which came when it was opened, for a READ
+        self.whole_hold: object = None  # under which they are so
         self.has_pages = False  # of a mapping, though it is direct_io; likewise
         self.inode: Inode[RemoteNode] | None = None  # likewise
         self._caller = caller
@@ -92,6 +94,13 @@ class RemoteFile:
         await self.node.drain(self.handle)
         self.node.counters.asked_reads += 1
         return (await self._call_checked(lambda: wire.ReadBlocks(self.open_id, offset, size_bytes), wire.BlocksRead))[1]
+
+    def take_whole(self, offset: int, size_bytes: int) -> Buffer:
+        """As `read`, of what came when it was opened; kept until the end was read, which the kernel keeps then."""
+        data = self.whole
+        if offset + size_bytes >= len(data):
+            self.whole = b""
+        return memoryview(data)[offset : offset + size_bytes]
 
     async def write(
         self, offset: int | None, data: Buffer, kill_set_id: bool = False, behind: bool = False

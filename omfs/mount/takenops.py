@@ -172,15 +172,21 @@ def _make_directory(just_told: JustTold) -> Handler:
     return make_directory
 
 
-async def _create(operations: FileOperations, request: memoryview, unique: int) -> bytes:
-    hook = operations.hook
-    number, wanted, caller = hook.node_id, abi.create_in(request), operations.callers.caller(hook)
-    parent = operations.object(number)
-    node, handle = await operations.place(number)
-    creating = create_file(node, handle, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
-    opened = await operations.changing_names(creating, (number, wanted.name))
-    told, fh = await operations.create_number(parent, wanted.name, opened)
-    return abi.create_reply(unique, told.number, abi.attributes(told.number, told.attributes), told.entry_s, fh)
+def _create(just_told: JustTold) -> Handler:
+    async def create(operations: FileOperations, request: memoryview, unique: int) -> bytes:
+        hook = operations.hook
+        thread, number = hook.pid, hook.node_id
+        wanted, caller = abi.create_in(request), operations.callers.caller(hook)
+        parent = operations.object(number)
+        node, handle = await operations.place(number)
+        creating = create_file(node, handle, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
+        opened = await operations.changing_names(creating, (number, wanted.name))
+        told, fh = await operations.create_number(parent, wanted.name, opened)
+        attr = abi.attributes(told.number, told.attributes)
+        just_told.note(thread, told.number, attr)  # the kernel checks access to what it has just made
+        return abi.create_reply(unique, told.number, attr, told.entry_s, fh)
+
+    return create
 
 
 async def _release(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -253,7 +259,6 @@ _HANDLERS: Final[dict[int, Handler]] = {
     abi.UNLINK: _remove,
     abi.RENAME: _rename,
     abi.RENAME2: _rename,
-    abi.CREATE: _create,
     abi.RELEASE: _release,
     abi.SETLK: _set_lock,
     abi.SETLKW: _set_lock,
@@ -270,6 +275,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     just_told = JustTold(hook.next_answers)
     for opcode, handler in _HANDLERS.items():
         hook.takers[opcode] = _taker(operations, handler)
+    hook.takers[abi.CREATE] = _taker(operations, _create(just_told))
     hook.takers[abi.MKDIR] = _taker(operations, _make_directory(just_told))
     look_up, flush = _taker(operations, _look_up(just_told)), _taker(operations, _flush)
     get_attributes = _taker(operations, _get_attributes)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from omfs import wire
-from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT
+from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT, WHOLE_FILE_MAX_BYTES
 from omfs.errors import SessionEnded, WireError
 from omfs.net.asks import Asks, OnAnswer
 from omfs.net.channel import Bulk, Channel
@@ -31,6 +31,8 @@ def bulk_cost(request: wire.Message, bulk_bytes: int) -> int:
     """Bytes of bulk data that *request* makes the owner hold until it is answered."""
     if type(request) is wire.ReadBlocks:
         return bulk_bytes + max(0, request.size_bytes)
+    if type(request) is wire.OpenFile and request.wants_data:
+        return WHOLE_FILE_MAX_BYTES
     return bulk_bytes
 
 

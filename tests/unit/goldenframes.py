@@ -102,7 +102,7 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.OpenFile(handle=b"file", flags=0, caller=CALLER, reclaim=False, execute=True),
-        "1f00000000000000020100000000000096a84f70656e46696c65c40466696c650093cd03e8cd03e89218cd03e8c2c3",
+        "2000000000000000020100000000000097a84f70656e46696c65c40466696c650093cd03e8cd03e89218cd03e8c2c3c2",
     ),
     (
         wire.CreateFile(parent=b"dir", name=b"new", mode=0o644, umask=0o22, flags=0o302, caller=CALLER),

@@ -85,8 +85,8 @@ class TakenMount:
     def answered(self, unique: int) -> bool:
         return unique in self.hook.answers
 
-    def read(self, fh: int, size_bytes: int, read_flags: int) -> int:
-        return self.ask(abi.READ, struct.pack("<QQIIQII", fh, 0, size_bytes, read_flags, 0, 0, 0))
+    def read(self, fh: int, size_bytes: int, read_flags: int, offset: int = 0) -> int:
+        return self.ask(abi.READ, struct.pack("<QQIIQII", fh, offset, size_bytes, read_flags, 0, 0, 0))
 
     def get_attributes(self, fh: int | None = None) -> int:
         """*fh*: for a read of that file, which has come to the end that the kernel knows."""

@@ -15,7 +15,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from omfs import wire
-from omfs.mount import lowlevel_abi as abi
+from omfs.mount import justtold, lowlevel_abi as abi
 from tests.unit.fakepeer import ATTRIBUTES
 from tests.unit.takenmount import TakenMount
 from tests.unit.writingmount import NONE, SHARED, Owner
@@ -261,6 +261,45 @@ async def test_who_reads_a_cached_file_without_its_lease_can_be_recalled(
     assert mount.inode.lease.is_held
     await mount.wait_dropped()
     assert (0, 4096) in mount.kernel.dropped
+
+
+async def test_what_was_just_made_is_not_asked_for(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The kernel checks access to it within the same open(2)."""
+    monkeypatch.setattr(justtold, "WITHIN_S", math.inf)
+    await mount.asked(abi.CREATE, struct.pack("<IIII", os.O_WRONLY, 0o644, 0o022, 0) + b"new\0")
+    mount.file = b"new"
+    for asked in (0, 1):
+        await mount.wait_answered(mount.get_attributes())
+        assert len(mount.owner.of(wire.GetAttributes)) == asked, "once"
+
+
+async def test_what_came_with_the_open_is_read_without_asking(mount: Mount, autojump_clock: MockClock) -> None:
+    mount.owner.grants, mount.owner.caches, mount.owner.data[:] = SHARED, True, b"hello"
+    fh = await mount.open(os.O_RDONLY)
+    first, rest = mount.read(fh, 3, 0), mount.read(fh, 4096, 0, 3)
+    await mount.wait_answered(first)
+    await mount.wait_answered(rest)
+    assert [mount.hook.answers[request][1] for request in (first, rest)] == [b"hel", b"lo"]
+    assert not mount.owner.of(wire.ReadBlocks)
+    await mount.wait_answered(mount.read(fh, 4096, 0))
+    assert mount.owner.of(wire.ReadBlocks), "the kernel had them; it has dropped them since"
+
+
+@pytest.mark.parametrize("what", ["a recall", "a change of ours"])
+async def test_what_came_with_the_open_serves_only_under_its_lease(
+    mount: Mount, what: str, autojump_clock: MockClock
+) -> None:
+    mount.owner.grants, mount.owner.caches, mount.owner.data[:] = SHARED, True, b"hello"
+    fh = await mount.open(os.O_RDONLY)
+    if what == "a recall":
+        await mount.recall(NONE)
+    else:
+        async with mount.operations.changing(mount.inode, data=True):
+            pass
+    await mount.wait_answered(mount.read(fh, 4096, 0))
+    assert mount.owner.of(wire.ReadBlocks)
 
 
 async def test_pages_that_are_read_go_when_the_file_is_written_here(mount: Mount, autojump_clock: MockClock) -> None:

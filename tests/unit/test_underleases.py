@@ -103,42 +103,6 @@ async def test_a_listing_grants_the_directory_and_its_entries(room: Room, place:
     assert {entry.name: entry.mode for entry in listed.entries} == {b"a": Mode.SHARED, b"b": Mode.SHARED}
 
 
-async def test_data_may_be_cached_only_when_nobody_writes(room: Room, place: Path) -> None:
-    (place / "file").write_bytes(b"x")
-    holder, _ = room.holder(1)
-    handle = (await holder.walk(place / "file")).handle
-    reading = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
-    assert (reading.mode, reading.data) == (Mode.SHARED, True)
-    assert len(room.changes.guards) == 1
-    room.changes.is_written = True
-    again = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
-    assert not again.data
-    assert not (await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)).data
-
-
-async def test_data_of_a_file_that_was_just_changed_are_not_cached(
-    room: Room, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards, "UNCACHED_NS", 10**12)
-    (place / "file").write_bytes(b"x")
-    holder, _ = room.holder(1)
-    handle = (await holder.walk(place / "file")).handle
-    opened = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
-    assert (opened.mode, opened.data) == (Mode.SHARED, False)
-
-
-async def test_data_are_granted_only_when_native_changes_of_before_are_told(room: Room, place: Path) -> None:
-    (place / "file").write_bytes(b"x")
-    holder, session = room.holder(1)
-    handle = (await holder.walk(place / "file")).handle
-    room.changes.undrained.append(lambda: room.leasing.changed_here(handle, None))
-    opened = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
-    assert (opened.mode, opened.data) == (Mode.NONE, False)
-    assert [type(recall) for recall in session.seen] == [wire.RecallLease]
-    session.answer_recalls()
-    assert (await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)).data
-
-
 async def test_what_is_not_watched_is_not_leased(room: Room, place: Path) -> None:
     holder, _ = room.holder(1)
     room.leasing.watched.clear()

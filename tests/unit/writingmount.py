@@ -94,7 +94,12 @@ class Owner(FakePeer):
             case wire.OpenFile() | wire.CreateFile():
                 opened, rest = super()._reply(request, bulk)
                 is_cached = {"data": self.caches} if isinstance(opened, wire.FileOpened) else {}
-                return msgspec.structs.replace(opened, **self.granted(), **is_cached), rest
+                data = (
+                    bytes(self.data)
+                    if self.caches and isinstance(request, wire.OpenFile) and request.wants_data
+                    else rest
+                )
+                return msgspec.structs.replace(opened, **self.granted(), **is_cached), data
             case wire.AskLease():
                 self.on_asked()
                 return wire.LeaseGranted(**self.granted()), b""
