@@ -44,7 +44,7 @@ from omfs.wiretypes import (
     Standing as Standing,
 )
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -356,6 +356,7 @@ class Welcomed(Message, frozen=True, tag=True):
 
 class Refused(Message, frozen=True, tag=True):  # answer to a Hello that does not fit; then the connection ends
     reason: str
+    nomfs: bool = False  # nothing is wrong: the administrator of that node lets nobody in for now
 
 
 class Ponged(Message, frozen=True, tag=True):
