@@ -214,6 +214,25 @@ class BrokenGuard(msgspec.Struct, frozen=True):
     nodes: tuple[int, ...] = ()
 
 
+class WhereReply(msgspec.Struct, frozen=True):
+    """A mount's answer to {"command": "where", "path": PATH, "pid": PID}: PATH is absolute, below the mount point.
+
+    *node* is whose tree the path is in for that process, 0 for /mfs itself; *name* the magic name in it, if there is
+    one; *path* the same without it.
+    """
+
+    node: int
+    path: str
+    name: str = ""
+    why: str = ""
+
+
+class NamesReply(msgspec.Struct, frozen=True):
+    """A mount's answer to {"command": "where", "pid": PID}: each magic name's node, and why it is that one."""
+
+    names: dict[str, tuple[int, str]]
+
+
 class GuardsReply(msgspec.Struct, frozen=True):
     """An export's answer to {"command": "guards"}."""
 
