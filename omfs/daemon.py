@@ -29,6 +29,7 @@ from omfs.export.guards import Guards, guards_max
 from omfs.export.leasekeeper import LeaseKeeper
 from omfs.export.leasing import Leasing, open_table
 from omfs.export.localchanges import LocalChanges
+from omfs.export.nomfs import Nomfs
 from omfs.export.service import ExportService
 from omfs.export.underleases import UnderLeases
 from omfs.kernel import utab
@@ -71,6 +72,7 @@ class OwnerSide:
     guards: Guards
     server: Server
     changes: LocalChanges
+    nomfs: Nomfs
 
     @classmethod
     def build(cls, settings: Settings, standing: Standing) -> OwnerSide:
@@ -90,10 +92,12 @@ class OwnerSide:
         changes.ignore(Path(settings.state_dir) / DIRECTORY / "data.mdb")
         guards.watch(changes)
         service.description.certificate_expires_s = standing.identity.expires_s
-        return cls(service, leasing, guards, server, changes)
+        nomfs = Nomfs(Path(settings.run_dir), server, leasing, settings.lease_term_s)
+        return cls(service, leasing, guards, server, changes, nomfs)
 
     def start(self, nursery: trio.Nursery) -> None:
-        for task in (self.service.tend, self.leasing.tend, self.leasing.write_behind, self.guards.run):
+        leasing = self.leasing
+        for task in (self.service.tend, leasing.tend, leasing.write_behind, self.guards.run, self.nomfs.run):
             nursery.start_soon(task)
 
     def describe(self) -> dict[str, Any]:
@@ -117,6 +121,7 @@ class OwnerSide:
             "bytes_in": server.bytes_in,
             "bytes_out": server.bytes_out,
             "leases": self.leasing.describe(),
+            "nomfs": self.nomfs.is_on,
         }
 
     def snapshot(self) -> control.OwnerStatus:
@@ -160,7 +165,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
     dropper = Dropper(owner.leasing, owner.guards)
     handlers: dict[str, control.Handler] = {
         "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
-        "guards": dropper.guards, "owned": dropper.owned,
+        "guards": dropper.guards, "owned": dropper.owned, "nomfs": owner.nomfs.switch,
     }  # fmt: skip
     async with trio.open_nursery() as nursery:
         if metrics_socket is not None:
@@ -360,6 +365,8 @@ class MountDaemon:
             described[own_id] = control.NodeStatus(
                 node_id=own_id, addresses=addresses, state="self", software=SOFTWARE, exports=exports
             )
+        if owner is not None and owner.nomfs:
+            described[own_id] = msgspec.structs.replace(described[own_id], nomfs=True)
         return self._reply(described, owner)
 
     def _reply(self, nodes: dict[int, control.NodeStatus], owner: control.OwnerStatus | None) -> control.StatusReply:

@@ -91,6 +91,15 @@ class HelloRefused(OmfsError):
     errno = _errno.EHOSTDOWN  # what programs understand; the reason is for the log and omfs-admin status
 
 
+class NotServed(HelloRefused):
+    """The node is up, and its administrator lets no other node use its files for now (nomfs).
+
+    EACCES as where an NFS server does not export to this client: who waits or takes the node for dead would be wrong.
+    """
+
+    errno = _errno.EACCES
+
+
 class ConfigError(OmfsError):
     """A wrong option, file or certificate; the text is one line that says where and what to do."""
 

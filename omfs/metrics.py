@@ -121,6 +121,7 @@ def export_families(status: OwnerStatus) -> Iterator[Metric]:
     yield _counter("omfs_export_requests", "Requests of other nodes.", status.requests)
     yield _counter("omfs_export_received_bytes", "Bytes received from other nodes, before TLS.", status.bytes_in)
     yield _counter("omfs_export_sent_bytes", "Bytes sent to other nodes, before TLS.", status.bytes_out)
+    yield _gauge("omfs_export_nomfs", "1 while other nodes are refused (nomfs), else 0.", status.nomfs)
     if status.leases is not None:
         yield from _leases(status.leases)
 

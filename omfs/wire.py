@@ -360,6 +360,7 @@ class Welcomed(Message, frozen=True, tag=True):
 
 class Refused(Message, frozen=True, tag=True):  # answer to a Hello that does not fit; then the connection ends
     reason: str
+    nomfs: bool = False  # nothing is wrong: the administrator of that node lets nobody in for now
 
 
 class Ponged(Message, frozen=True, tag=True):

@@ -105,7 +105,7 @@ def _print_status(nodes: Sequence[NodeStatus]) -> None:
         table.add_row(
             str(node.node_id),
             ", ".join(node.addresses) or "-",
-            node.state + (f": {node.reason}" if node.reason else ""),
+            _state(node),
             node.software or "-",
             _milliseconds(node.round_trip_s),
             str(node.requests),
@@ -115,6 +115,10 @@ def _print_status(nodes: Sequence[NodeStatus]) -> None:
             ", ".join(map(_export, node.exports)) or "-",
         )
     console().print(table)
+
+
+def _state(node: NodeStatus) -> str:
+    return node.state + (f": {node.reason}" if node.reason else "") + (" (nomfs: refuses others)" if node.nomfs else "")
 
 
 def _print_leases(here: LeasesStatus, counters: Mapping[str, int]) -> None:

@@ -91,6 +91,7 @@ class Leasing:
         self._look_ups: set[Ticket] = set()  # among them
         self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
         self._nothing_held = trio.Event()
+        self._no_ghosts = trio.lowlevel.ParkingLot()
         self._begun_s = trio.current_time()
         self.owner.restore((lease[0], lease[1], lease[2], lease[3]) for lease in table.leases())
         # Sessions that are no more, whose holders may use their caches until then (trio time).
@@ -137,6 +138,8 @@ class Leasing:
         """Nothing is changed while holders that nobody knows, or that hold nobody knows what, may use their caches."""
         owner = self.owner
         was_in_grace = owner.in_grace
+        if not self._ghosts:
+            self._no_ghosts.unpark_all()
         are_strangers_gone = trio.current_time() >= self._strangers_until_s
         if are_strangers_gone:
             self._table.end_grace()
@@ -172,6 +175,11 @@ class Leasing:
     def has_ghosts(self) -> bool:
         """Whether holders of ended sessions may still use their caches."""
         return bool(self._ghosts)
+
+    async def wait_no_ghosts(self) -> None:
+        """Until they have come back and said that they dropped everything, or their terms are over."""
+        while self._ghosts:
+            await self._no_ghosts.park()
 
     # ------------------------------------------------------------ requests
 

@@ -62,7 +62,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     *state* is "self", "up", "connecting", "down" or "refused"; *reason* says why for the last two.  *addresses* are
     the map's, *address* is the one in use.  *epoch* counts how often the owner has lost our session,
-    *lapses* how often our leases there lapsed; *leases*: those that this node holds there now.
+    *lapses* how often our leases there lapsed; *leases*: those that this node holds there now.  *nomfs*: of the node
+    that answers: its export lets no other node in.
     """
 
     node_id: int
@@ -81,6 +82,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     lapses: int = 0
     leases: int = 0
+    nomfs: bool = False
 
 
 class LeasesStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +121,10 @@ class HolderStatus(msgspec.Struct, frozen=True):
 
 
 class OwnerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an export tells of its work, in its answer to {"command": "status"} beside much else."""
+    """What an export tells of its work, in its answer to {"command": "status"} beside much else.
+
+    *nomfs*: other nodes are refused; while they are among the *sessions* they are still giving back what they hold.
+    """
 
     node_id: int
     software: str = ""
@@ -129,6 +134,7 @@ class OwnerStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in: int = 0
     bytes_out: int = 0
     leases: LeasesStatus | None = None
+    nomfs: bool = False
 
 
 def peer_status(
@@ -206,6 +212,25 @@ class BrokenGuard(msgspec.Struct, frozen=True):
     handles: tuple[bytes, ...]
     state: str
     nodes: tuple[int, ...] = ()
+
+
+class WhereReply(msgspec.Struct, frozen=True):
+    """A mount's answer to {"command": "where", "path": PATH, "pid": PID}: PATH is absolute, below the mount point.
+
+    *node* is whose tree the path is in for that process, 0 for /mfs itself; *name* the magic name in it, if there is
+    one; *path* the same without it.
+    """
+
+    node: int
+    path: str
+    name: str = ""
+    why: str = ""
+
+
+class NamesReply(msgspec.Struct, frozen=True):
+    """A mount's answer to {"command": "where", "pid": PID}: each magic name's node, and why it is that one."""
+
+    names: dict[str, tuple[int, str]]
 
 
 class GuardsReply(msgspec.Struct, frozen=True):

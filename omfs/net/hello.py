@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from omfs import wire
-from omfs.errors import HelloRefused
+from omfs.errors import HelloRefused, NotServed
 
 SESSION_KEY_BYTES: Final = 16
 
@@ -78,6 +78,8 @@ def check_welcome(reply: wire.Message, wanted_node_id: int) -> wire.Welcomed:
                 f"wanted node {wanted_node_id} with protocol {wire.PROTOCOL_VERSION}, "
                 f"got node {reply.node_id} with protocol {reply.version}"
             )
+        case wire.Refused(reason=reason, nomfs=True):
+            raise NotServed(reason[:500])
         case wire.Refused(reason=reason):
             raise HelloRefused(reason[:500])
         case _:

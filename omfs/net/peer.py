@@ -27,6 +27,7 @@ from omfs.errors import (
     Interrupted,
     NameAbsent,
     NodeDown,
+    NotServed,
     OmfsError,
     OpenLost,
     OutcomeUnknown,
@@ -57,7 +58,8 @@ class Peer(LeaseHolder):
     """One owner as this node sees it.
 
     *local*, *context* and *addresses* may be replaced while it runs (SIGHUP); they count from the next connection on.
-    *hard*: calls wait for a node that is down instead of failing.  *epoch* grows when the owner has lost our session.
+    *hard*: calls wait for a node that is down instead of failing, unless it says that it serves nobody.
+    *epoch* grows when the owner has lost our session.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class Peer(LeaseHolder):
         self.context = context
         self.hard = hard
         self.state = "connecting"  # or "up", "down"
-        self.refusal = ""  # why our last Hello was refused
+        self.refusal = ""  # why our last Hello was refused ...
+        self._refused_as: type[HelloRefused] = HelloRefused  # ... and what calls that fail for that raise
         self.fault = ""  # why there is no connection
         self.linger: Linger | None = None  # set by the mount: a reply that is quick saves all task switches
         self.address = ""  # of the current or last connection
@@ -143,7 +146,7 @@ class Peer(LeaseHolder):
 
     async def call_for_bulk(self, request: wire.Message, expect: type[R], bulk: Buffer = b"") -> tuple[R, Buffer]:
         """As `call`; also returns the bulk data beside the reply."""
-        if self.state == "down" and not self.hard:
+        if self.state == "down" and self._fails:
             raise self._why_down()
         self.requests += 1
         call: Call | None = None
@@ -234,9 +237,14 @@ class Peer(LeaseHolder):
         self._drop(text)
         return WireError(f"node {self.node_id} {text}")
 
+    @property
+    def _fails(self) -> bool:
+        """Whether calls to a node that is down fail."""
+        return not self.hard or (bool(self.refusal) and self._refused_as is NotServed)
+
     def _why_down(self) -> OmfsError:
         if self.refusal:
-            return HelloRefused(f"node {self.node_id}: {self.refusal}")
+            return self._refused_as(f"node {self.node_id}: {self.refusal}")
         return NodeDown(f"node {self.node_id} is down")
 
     # ------------------------------------------------------------ interrupts
@@ -257,7 +265,7 @@ class Peer(LeaseHolder):
             if not call.sent:
                 call.fail(Interrupted(f"{type(call.request).__name__} was interrupted"))
             elif self._channels is not None and self._nursery is not None:
-                self._nursery.start_soon(self._send_aside, self._channels, _cancel(call.id))
+                self._nursery.start_soon(self._send_aside, self._channels[wire.Lane.SMALL], _cancel(call.id))
         self._look_at_signalled()
 
     def _look_at_signalled(self) -> None:
@@ -269,14 +277,14 @@ class Peer(LeaseHolder):
     def _abandon(self, call: Call) -> None:
         """Its caller has left: a lock must not be granted, nor a file stay open, for nobody."""
         if self._channels is not None and self._nursery is not None:
-            self._nursery.start_soon(self._send_aside, self._channels, _cancel(call.id))
+            self._nursery.start_soon(self._send_aside, self._channels[wire.Lane.SMALL], _cancel(call.id))
         else:
             self._abandoned.append(call.id)
 
-    async def _send_aside(self, channels: tuple[Channel, Channel], request: wire.Message) -> None:
-        """Send a request whose answer nobody waits for."""
+    async def _send_aside(self, channel: Channel, request: wire.Message, request_id: int = 0) -> None:
+        """Send a request whose answer nobody waits for; 0: with an id of its own."""
         try:
-            await channels[wire.Lane.SMALL].request(self._calls.take_id(), request)
+            await channel.request(request_id or self._calls.take_id(), request)
         except OSError:
             log.debug("node %d: lost before %s was sent", self.node_id, type(request).__name__)
 
@@ -310,6 +318,7 @@ class Peer(LeaseHolder):
                     channels = await self._connect(address)
                 except HelloRefused as error:
                     refusal = fault = f"{address}: {error}"
+                    self._refused_as = type(error)
                 except (OSError, WireError) as error:
                     fault = f"{address}: {error}"
                 except Exception:
@@ -326,7 +335,7 @@ class Peer(LeaseHolder):
             log.warning("node %d: cannot connect to %s", self.node_id, fault)
         self.fault, self.refusal = fault, refusal
         if refusal:
-            self._set_down()  # waiting would not help: somebody has to correct something
+            self._set_down()  # waiting would not help: somebody has to do something
 
     async def _connect(self, address: str) -> tuple[Channel, Channel]:
         """Raises OSError, HelloRefused, WireError."""
@@ -378,14 +387,14 @@ class Peer(LeaseHolder):
                 nursery.start_soon(self._read, channel)
                 nursery.start_soon(self._resend, channels, lane, [call for call in again if call.lane is lane])
             for call_id in abandoned:
-                nursery.start_soon(self._send_aside, channels, _cancel(call_id))
+                nursery.start_soon(self._send_aside, channels[wire.Lane.SMALL], _cancel(call_id))
 
     async def _resend(self, channels: tuple[Channel, Channel], lane: wire.Lane, calls: list[Call]) -> None:
         for call in calls:
             if call.is_open:
                 await self._send(channels[lane], call)
                 if call.cancel_wanted:
-                    await self._send_aside(channels, _cancel(call.id))
+                    await self._send_aside(channels[wire.Lane.SMALL], _cancel(call.id))
 
     async def _read(self, channel: Channel) -> None:
         try:
@@ -420,12 +429,8 @@ class Peer(LeaseHolder):
         channels = self._channels
         if channels is None:
             return
-        log.log(
-            logging.INFO if reason == _STOPPED else logging.WARNING,
-            "node %d: connection lost: %s",
-            self.node_id,
-            reason,
-        )
+        level = logging.INFO if reason == _STOPPED else logging.WARNING
+        log.log(level, "node %d: connection lost: %s", self.node_id, reason)
         self._bytes_in, self._bytes_out = self.bytes_in, self.bytes_out
         self._heard_s = max(channel.heard_s for channel in channels)
         self._lost_s = trio.current_time()
@@ -473,7 +478,7 @@ class Peer(LeaseHolder):
         if self.state != "down":
             self.state = "down"
             log.warning("node %d is down", self.node_id)
-        if not self.hard:
+        if self._fails:
             self._calls.fail_all(self._why_down)
 
     def _ping(self) -> None:
@@ -482,13 +487,7 @@ class Peer(LeaseHolder):
         for lane in self._pings.idle_lanes():
             ping_id = self._calls.take_id()
             self._pings.sent(ping_id, lane, trio.current_time())
-            self._nursery.start_soon(self._send_ping, self._channels[lane], ping_id)
-
-    async def _send_ping(self, channel: Channel, ping_id: int) -> None:
-        try:
-            await channel.request(ping_id, _PING)
-        except OSError:
-            log.debug("node %d: lost before a Ping was sent", self.node_id)
+            self._nursery.start_soon(self._send_aside, self._channels[lane], _PING, ping_id)
 
 
 _PING: Final = wire.Ping()

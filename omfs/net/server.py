@@ -18,14 +18,14 @@ import os
 import select
 import socket
 import ssl
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
 
 from omfs import wire
 from omfs.config import Settings
-from omfs.errors import HelloRefused, OmfsError, OpenLost, WireError
+from omfs.errors import HelloRefused, NotServed, OmfsError, OpenLost, WireError
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
@@ -76,8 +76,15 @@ def listen(address: str, port: int) -> socket.socket:
     return sock
 
 
+def admit_all(_: wire.Hello) -> None:
+    """Whoever fits is let in."""
+
+
 class Server:
-    """The owner's side of all connections.  *local* and *context* may be replaced while it runs (SIGHUP)."""
+    """The owner's side of all connections.  *local* and *context* may be replaced while it runs (SIGHUP).
+
+    So may *service*, and *admit*, which raises HelloRefused for a Hello that fits and is not to be let in all the same.
+    """
 
     def __init__(
         self, local: LocalNode, settings: Settings, service: Service, context: ssl.SSLContext | None = None
@@ -88,7 +95,8 @@ class Server:
         self.sessions: dict[bytes, Session] = {}
         self.requests = 0
         self._settings = settings
-        self._service = service
+        self.service = service
+        self.admit: Callable[[wire.Hello], None] = admit_all
         self._channels: set[Channel] = set()
         self._bytes_in = 0  # of closed connections
         self._bytes_out = 0
@@ -196,7 +204,8 @@ class Server:
         except WireError as error:
             log.warning("%s: %s; connection closed", _who(channel, session), error)
         except HelloRefused as error:
-            log.warning("%s: refused: %s", channel.name, error)
+            level = logging.DEBUG if isinstance(error, NotServed) else logging.WARNING  # it comes again every second
+            log.log(level, "%s: refused: %s", channel.name, error)
         except OSError as error:
             if session is None:
                 log.warning("%s: lost before it said Hello: %s", channel.name, error)
@@ -224,9 +233,10 @@ class Server:
             certificate = channel.transport.certificate
             certified = None if certificate is None else peer_node_id(certificate)
             check_hello(hello, self.local, certified)
+            self.admit(hello)
             session, resumed = self._find_session(hello)
         except HelloRefused as error:
-            await channel.reply(frame_id, wire.Refused(reason=str(error)))
+            await channel.reply(frame_id, wire.Refused(str(error), isinstance(error, NotServed)))
             raise
         session.attach(hello.lane, channel)
         session.note(frame_id)
@@ -304,13 +314,13 @@ class Server:
         if kind is wire.CancelRequest:
             executed = session.cancel(request.request_id)
             if executed is not None:
-                self._service.given_up(session, executed)
+                self.service.given_up(session, executed)
             await channel.reply(request_id, _DONE)
             return
         if kind is wire.Hello:
             raise WireError("a second Hello on the same connection")
         try:
-            answer = self._service.answer(session, request, bulk)
+            answer = self.service.answer(session, request, bulk)
         except Exception as error:
             answer = failure(error, request), b""
         if not isinstance(answer, tuple):
@@ -339,7 +349,7 @@ class Server:
         self._executing += 1
         cost_bytes = bulk_cost(request, bulk_bytes)
         try:
-            scope = session.begin(request_id, cost_bytes)
+            scope = session.begin(request_id, cost_bytes, _may_wait_for_ever(request))
         except WireError:
             self._executing -= 1
             work.close()
@@ -408,7 +418,7 @@ class Server:
         session.cancel_all()
         self.sessions.pop(session.key, None)
         try:
-            self._service.session_ended(session)
+            self.service.session_ended(session)
         except Exception:
             log.exception("node %d: ending its session failed", session.node_id)
         session.end_asks()
@@ -427,6 +437,10 @@ def failure(error: Exception, request: wire.Message) -> wire.Failed:
         return wire.Failed(errno=error.errno, text=(error.strerror or "")[:200])
     log.error("%s failed here", type(request).__name__, exc_info=error)
     return wire.Failed(errno=errno.EIO, text="internal error, see the owner's log")
+
+
+def _may_wait_for_ever(request: wire.Message) -> bool:
+    return isinstance(request, wire.LockFile | wire.LockRange) and request.wait
 
 
 def _who(channel: Channel, session: Session | None) -> str:

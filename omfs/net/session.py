@@ -51,6 +51,8 @@ class Session:
         self._lost_s = trio.current_time()  # when the last connection went
         self._asks = Asks()
         self._executing: dict[int, trio.CancelScope] = {}
+        self._lock_waits: set[int] = set()  # among them
+        self._progress = trio.lowlevel.ParkingLot()  # one of them is done
         self._held_bytes = 0
         self._replies: dict[int, wire.Message] = {}  # in the order of execution
         self._forgotten_id = 0  # no reply up to this id is certain to be in _replies
@@ -173,7 +175,7 @@ class Session:
             del replies[oldest]
             self._forgotten_id = max(self._forgotten_id, oldest)
 
-    def begin(self, request_id: int, cost_bytes: int) -> trio.CancelScope:
+    def begin(self, request_id: int, cost_bytes: int, is_lock_wait: bool = False) -> trio.CancelScope:
         """Note that a request takes longer.  Raises WireError when the holder has too many of them under way."""
         if len(self._executing) >= IN_FLIGHT_MAX or self._held_bytes + cost_bytes > BULK_IN_FLIGHT_MAX_BYTES:
             raise WireError(
@@ -181,10 +183,20 @@ class Session:
             )
         self._held_bytes += cost_bytes
         scope = self._executing[request_id] = trio.CancelScope()
+        if is_lock_wait:
+            self._lock_waits.add(request_id)
         return scope
 
     def executed(self, request_id: int) -> None:
         del self._executing[request_id]
+        self._lock_waits.discard(request_id)
+        self._progress.unpark_all()
+
+    async def wait_executed(self) -> None:
+        """Until what is executed now is done, but for waits for locks.  What is asked next comes behind the replies."""
+        waited_for = self._executing.keys() - self._lock_waits
+        while not waited_for.isdisjoint(self._executing):
+            await self._progress.park()
 
     def release(self, cost_bytes: int) -> None:
         """The reply is out: its bulk data are no longer held."""

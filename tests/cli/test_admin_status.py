@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -131,6 +132,20 @@ def test_status_of_a_node_that_is_away(tmp_path: Path, capsys: pytest.CaptureFix
     assert printed["node_id"] == 1
     assert [node["state"] for node in printed["nodes"]] == ["self", "up", "down"]
     assert printed["nodes"][1]["exports"][1] == {"path": "/srv[bold]", "read_only": True, "root_squash": True}
+
+
+def test_status_of_a_node_that_lets_nobody_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it sees itself, and as the others see it."""
+    here = msgspec.structs.replace(SELF, nomfs=True)
+    reason = "10.0.0.3: node 3 serves no files at the moment (nomfs)"
+    there = NodeStatus(node_id=3, addresses=("10.0.0.3",), state="refused", reason=reason)
+    with mount(tmp_path, status=status_of(here, there)):
+        assert admin.main(["status", "--run-dir", str(tmp_path)]) == 1
+        _, first, second = capsys.readouterr().out.splitlines()
+        assert admin.main(["status", "--json", "--run-dir", str(tmp_path)]) == 1
+    assert "self (nomfs: refuses others)" in first
+    assert f"refused: {reason}" in second
+    assert [node["nomfs"] for node in json.loads(capsys.readouterr().out)["nodes"]] == [True, False]
 
 
 def test_no_mount(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

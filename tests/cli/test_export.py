@@ -139,6 +139,22 @@ def test_it_describes_its_node(config: Path) -> None:
     assert long.standing.users_digest == short.standing.users_digest
 
 
+def test_it_refuses_others_until_told_otherwise_also_when_started_again(config: Path) -> None:
+    def switch(**arguments: bool) -> object:
+        return trio.run(partial(control.ask, config.parent / "run" / "export.sock", "nomfs", **arguments))
+
+    for before, then in ((False, True), (True, False), (False, False)):
+        assert run("--config", str(config)).returncode == 0
+        try:
+            assert switch() == {"on": before}
+            assert switch(on=then) == {"on": then}
+        finally:
+            status = ask_status(config)
+            assert isinstance(status["pid"], int)
+            end(status["pid"])
+        assert status["nomfs"] is then
+
+
 def test_it_tells_its_metrics_where_it_was_told_to(config: Path) -> None:
     port = free_port()
     config.write_text(config.read_text() + f"metrics_port_export = {port}\n")

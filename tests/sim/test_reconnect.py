@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from omfs import wire
-from omfs.errors import HelloRefused, OutcomeUnknown
+from omfs.errors import HelloRefused, NotServed, OutcomeUnknown
+from omfs.net.server import admit_all
 from tests.sim.line import (
     HOLDER,
     RANDOM,
+    SETTINGS,
     Attempt,
     Pair,
     attempt,
@@ -146,6 +149,57 @@ async def test_a_refused_hello_is_told_once_and_ends_with_the_cause(
     await trio.sleep(2)
     assert await pair.ask(look_up(b"x")) == wire.Done()
     assert pair.peer.refusal == ""
+
+
+@pytest.mark.parametrize("hard", [False, True])
+async def test_an_owner_that_serves_nobody_says_so_once_and_lets_in_later(
+    autojump_clock: MockClock, nursery: trio.Nursery, hard: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no dead node: calls fail at once, also where `hard` ones would wait for a dead one."""
+    caplog.set_level(logging.INFO)
+    pair = Pair(nursery, hard=hard)
+
+    def refuse(_: wire.Hello) -> None:
+        raise NotServed("node 2 serves no files")
+
+    pair.server.admit = refuse
+    await pair.start()
+    for _ in range(2):
+        with pytest.raises(NotServed, match="node 2 serves no files") as caught:
+            await pair.ask(look_up(b"x"))
+        assert caught.value.errno == errno.EACCES
+        assert trio.current_time() < 1
+    await trio.sleep(30)
+    assert pair.peer.state == "down"
+    assert len(pair.line.dialled) > 25
+    told = [record for record in caplog.records if "serves no files" in record.message]
+    assert [record.name for record in told] == ["omfs.net.peer"], "nor is the owner's log filled"
+
+    pair.server.admit = admit_all
+    await trio.sleep(SETTINGS.reconnect_interval_s + 0.1)
+    assert pair.peer.refusal == ""
+    assert await pair.ask(look_up(b"x")) == wire.Done()
+
+
+async def test_a_hard_holder_waits_for_an_owner_that_does_not_fit(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """After one that let nobody in, too."""
+    pair = Pair(nursery, hard=True)
+    asked = []
+
+    def refuse(_: wire.Hello) -> None:
+        asked.append(None)
+        raise NotServed("not now") if len(asked) == 1 else HelloRefused("the maps differ")
+
+    pair.server.admit = refuse
+    await pair.start()
+    with pytest.raises(NotServed):
+        await pair.ask(look_up(b"x"))
+    await trio.sleep(2)
+    with trio.move_on_after(100) as waited:
+        await pair.ask(look_up(b"x"))
+    assert waited.cancelled_caught
 
 
 async def test_an_owner_of_another_number_is_refused_by_the_holder(

@@ -249,7 +249,7 @@ async def test_bulk_data_that_are_held_are_limited(
         await pair.service.release.wait()
         return wire.BlocksRead(), b""
 
-    pair.server._service.answer = lambda *_: answer_later()  # type: ignore[method-assign]
+    pair.server.service.answer = lambda *_: answer_later()  # type: ignore[method-assign]
     client = Client(pair)
     await client.ask(1, hello())
     for number in (2, 3, 4):
@@ -280,10 +280,10 @@ async def test_a_bug_in_a_coroutine_is_an_eio(
         raise KeyError("a bug")
 
     answer = pair.service.answer
-    pair.server._service.answer = lambda *_: fail()  # type: ignore[method-assign]
+    pair.server.service.answer = lambda *_: fail()  # type: ignore[method-assign]
     with pytest.raises(RemoteFailure, match="internal error"):
         await pair.ask(make_directory(b"x"))
-    pair.server._service.answer = answer  # type: ignore[method-assign]
+    pair.server.service.answer = answer  # type: ignore[method-assign]
     await check_undisturbed(pair)
 
 

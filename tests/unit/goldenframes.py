@@ -232,8 +232,8 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "0000000000",
     ),
     (
-        wire.Refused(reason="the maps differ"),
-        "1900000000000000020100000000008092a752656675736564af746865206d61707320646966666572",
+        wire.Refused(reason="the maps differ", nomfs=True),
+        "1a00000000000000020100000000008093a752656675736564af746865206d61707320646966666572c3",
     ),
     (
         wire.Ponged(),

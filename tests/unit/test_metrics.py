@@ -76,6 +76,9 @@ def test_an_export_tells_who_uses_it() -> None:
     assert one(samples, "omfs_export_requests_total") == 9
     assert one(samples, "omfs_export_received_bytes_total") == 10
     assert one(samples, "omfs_export_sent_bytes_total") == 11
+    assert one(samples, "omfs_export_nomfs") == 0
+    closed = OwnerStatus(node_id=1, nomfs=True)
+    assert one(read(export_families(closed))[1], "omfs_export_nomfs") == 1
     assert types["omfs_export_requests"] == "counter"
     assert types["omfs_export_sessions"] == "gauge"
     assert types["process_resident_memory_bytes"] == "gauge"
