@@ -42,6 +42,7 @@ from omfs.mount.lowlevel import Hook
 from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remote import RemoteNode
+from omfs.mount.replica import Replica
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
 from omfs.mount.telling import Teller
 from omfs.net import control, metricsport
@@ -213,6 +214,8 @@ class MountDaemon:
         self._nodes: dict[int, RemoteNode] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._export = ExportProcess(settings)
+        mignode = Path(settings.run_dir) / "mignode.sock"
+        self._replica = Replica(standing.local.node_id, mignode, os.path.realpath(options.mountpoint))
         self._session_scope = trio.CancelScope(shield=True)
         self._served = trio.Event()
 
@@ -225,7 +228,7 @@ class MountDaemon:
             await nursery.start(self._export.run)
             self._follow_map(nursery)
             operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None, self._counters)
-            session = Session(self._options, operations, Path(self._settings.run_dir))
+            session = Session(self._options, operations, Path(self._settings.run_dir), self._replica)
             session.open()
             until_told = trio.CancelScope()
             try:
@@ -246,10 +249,11 @@ class MountDaemon:
             await self._bind_self(session)
         handlers: dict[str, control.Handler] = {
             "status": self._status, "describe": self._describe_nodes, "ping": self._ping, "identify": self._identify,
-            **Teller(self._nodes, operations.inodes, session.mountpoint).handlers,
+            **Teller(self._nodes, operations.inodes, session.mountpoint).handlers, **self._replica.handlers,
         }  # fmt: skip
         await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
         await nursery.start(heed_signals, self._reloader(nursery, operations), until_told)
+        await self._replica.fetch()
         utab.note_mount(os.fsencode(self._options.spec), os.fsencode(session.mountpoint))
         prepare_process()
         log.info("node %d: %s is mounted", self._standing.local.node_id, session.mountpoint)

@@ -16,6 +16,7 @@ from omfs import wire
 LOOKUP: Final = 1
 GETATTR: Final = 3
 SETATTR: Final = 4
+READLINK: Final = 5
 MKDIR: Final = 9
 UNLINK: Final = 10
 RMDIR: Final = 11

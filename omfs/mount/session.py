@@ -26,9 +26,11 @@ from omfs.kernel.mounttable import OMFS_TYPE
 from omfs.mount.deadmount import abort_if_dead
 from omfs.mount.loop import Loop
 from omfs.mount.lowlevel_abi import READ_AHEAD_BYTES
+from omfs.mount.magiclinks import install_magic_links
 from omfs.mount.operations import Operations
 from omfs.mount.options import MountOptions
 from omfs.mount.remount import remove_note, write_note
+from omfs.mount.replica import Replica
 from omfs.mount.takenlistings import Lister, install_listing_takers
 from omfs.mount.takenops import install_takers
 
@@ -68,8 +70,9 @@ def check_mountpoint(mountpoint: str, run_dir: Path) -> None:
 class Session:
     """One mount."""
 
-    def __init__(self, options: MountOptions, operations: Operations, run_dir: Path) -> None:
+    def __init__(self, options: MountOptions, operations: Operations, run_dir: Path, replica: Replica) -> None:
         """*operations* was made with the `Hook` that this session installs; *run_dir* takes the note for remounts."""
+        self._replica = replica
         self.options = options
         self._run_dir = run_dir
         self.mountpoint = os.path.realpath(options.mountpoint)
@@ -96,6 +99,7 @@ class Session:
             self._operations.recaller.attach(Notifier(hook.fd))
             install_takers(hook, self._operations)
             self._lister = install_listing_takers(hook, self._operations)
+            install_magic_links(hook, self._replica)
             self._operations.watched_by(loop)
             pyfuse3._wait_fuse_readable = loop.wait  # type: ignore[attr-defined]
         self._set_read_ahead()

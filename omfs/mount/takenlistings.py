@@ -31,6 +31,7 @@ from omfs.mount import lowlevel_abi as abi, lowlevel_abi_dirs as dirs
 from omfs.mount.inodes import ROOT_ID, Inode, directory_id
 from omfs.mount.listings import Name, Snapshot
 from omfs.mount.lowlevel import Hook
+from omfs.mount.magiclinks import listed
 from omfs.mount.opening import open_directory
 from omfs.mount.operations_names import NameOperations
 from omfs.mount.remote import RemoteNode
@@ -83,7 +84,8 @@ class Lister:
         """/mfs itself; there is nothing below /mfs/<self>, laid over."""
         if number != ROOT_ID:
             return []
-        return [Name(b"%d" % node_id, directory_id(node_id), dirs.DT_DIR) for node_id in self._operations.node_ids()]
+        nodes = [Name(b"%d" % node_id, directory_id(node_id), dirs.DT_DIR) for node_id in self._operations.node_ids()]
+        return nodes + listed()
 
     async def _tell(self, reply: dirs.DirectoryReply, snapshot: Snapshot, index: int, caller: wire.Caller) -> None:
         """Pack what is known from *index* on; ask the owner where that is nothing."""

@@ -1,0 +1,115 @@
+"""/mfs/here, home, lastexec, selected and magic: symbolic links at the top of the mount, other ones for each caller.
+
+Where one leads is decided at each LOOKUP of its name, for the process that asks (replica.py), so the kernel never keeps
+the name.  What it is told of is one of a set of link objects, one for each name and node, which never change: it may
+keep their attributes and targets for ever.  A caller goes on with the object of its own LOOKUP, whatever others are
+told in between.  The target is relative ("2"), so it leads to the ordinary /mfs/<N>, wherever that is: its leases, its
+bind and its errors are what programs meet there.
+
+Needs the hook: without it there are no such names.  Installed by session.py; docs/adr/0009 says why links.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from omfs import wire
+from omfs.magic.names import Magic
+from omfs.mount import lowlevel_abi as abi
+from omfs.mount.handlers import CACHED_S
+from omfs.mount.inodes import ROOT_ID
+from omfs.mount.listings import Name
+from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
+from omfs.mount.replica import Replica
+from omfs.mount.taker import taker
+
+LINKS_FROM: Final = 1 << 17  # between the directories of nodes and the objects (inodes.py)
+_NODES: Final = 1 << 16
+_NAMES: Final = tuple(Magic)
+_BY_NAME: Final = {name.value.encode(): index for index, name in enumerate(_NAMES)}
+LINKS_UNTIL: Final = LINKS_FROM + len(_NAMES) * _NODES
+
+
+def link_id(name: Magic, node_id: int) -> int:
+    """The FUSE node id of the link that this name is where it leads to that node."""
+    return LINKS_FROM + _NAMES.index(name) * _NODES + node_id
+
+
+def listed() -> list[Name]:
+    """The names as a listing of /mfs shows them."""
+    return [Name(name.value.encode(), link_id(name, 0), stat.S_IFLNK >> 12) for name in _NAMES]
+
+
+def _target(number: int) -> bytes:
+    return b"%d" % ((number - LINKS_FROM) % _NODES)
+
+
+def _attributes(number: int) -> bytes:
+    size_bytes = len(_target(number))
+    return abi.attributes(
+        number, wire.Attributes(stat.S_IFLNK | 0o777, 1, 0, 0, 0, size_bytes, 0, 4096, 0, 0, 0, number)
+    )
+
+
+def _entry(unique: int, number: int) -> bytes:
+    return abi.entry_reply(unique, number, _attributes(number), 0, CACHED_S)
+
+
+def _answer(hook: Hook, request: memoryview) -> bytes:
+    """What is asked about a link object."""
+    unique, number = hook.unique, hook.node_id
+    match hook.opcode:
+        case abi.GETATTR:
+            return abi.attr_reply(unique, _attributes(number), CACHED_S)
+        case abi.READLINK:
+            return abi.reply(unique, _target(number))
+        case abi.GETXATTR:
+            return abi.error_reply(unique, errno.ENODATA)
+        case abi.LISTXATTR:
+            return abi.no_xattrs_reply(unique, abi.xattr_room_bytes(request))
+        case _:
+            return abi.error_reply(unique, errno.EPERM)
+
+
+def install_magic_links(hook: Hook, replica: Replica) -> None:
+    """Let the hook answer for them before whoever answers now."""
+
+    async def resolved(name: Magic, thread: int, unique: int) -> bytes:
+        return _entry(unique, link_id(name, await replica.wait_resolved(name, thread)))
+
+    def look_up(hook: Hook, request: memoryview, then: Taker | None) -> Taken:
+        index = _BY_NAME.get(abi.last_name(request))
+        if index is None:
+            return PASSED if then is None else then(hook, request)
+        name = _NAMES[index]
+        node_id = replica.resolved(name, hook.pid)
+        if node_id is not None:
+            hook.answer(_entry(hook.unique, link_id(name, node_id)))
+            return None
+        thread = hook.pid
+
+        async def handler(_: memoryview, unique: int) -> bytes:
+            return await resolved(name, thread, unique)
+
+        return taker("a magic name", handler)(hook, request)
+
+    for opcode in (abi.LOOKUP, abi.GETATTR, abi.SETATTR, abi.READLINK, abi.SETXATTR, abi.GETXATTR, abi.LISTXATTR):
+        hook.takers[opcode] = _first(opcode, look_up, hook.takers.get(opcode))
+
+
+def _first(
+    opcode: int, look_up: Callable[[Hook, memoryview, Taker | None], Taken], then: Taker | None
+) -> Callable[[Hook, memoryview], Coroutine[Any, Any, None] | Any]:
+    def take(hook: Hook, request: memoryview) -> Taken:
+        number = hook.node_id
+        if number == ROOT_ID and opcode == abi.LOOKUP:
+            return look_up(hook, request, then)
+        if LINKS_FROM <= number < LINKS_UNTIL:
+            hook.answer(_answer(hook, request))
+            return None
+        return PASSED if then is None else then(hook, request)
+
+    return take

@@ -1,0 +1,198 @@
+"""The magic names and /mfs/proc as programs meet them: each process is led elsewhere, by the ordinary calls.
+
+OMFS_MAGIC_CALLS: how many concurrent calls of the names are checked.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.lab.agents import number_from
+from tests.lab.cluster import Cluster, wait_until
+
+CALLS = number_from("OMFS_MAGIC_CALLS", 3000)
+NAMES = ("here", "home", "lastexec", "magic", "selected")
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, CALLS // 50))]
+
+
+@pytest.fixture
+def marked(cluster: Cluster) -> str:
+    """A directory that every node has, with the node's id in it."""
+    for node in (1, 2, 3):
+        cluster.run(node, f"mkdir -p /srv/marked; chmod 777 /srv/marked; echo {node} > /srv/marked/id")
+    return "/srv/marked"
+
+
+def select(node: int) -> str:
+    return f"echo {node} > /mfs/proc/self/selected;"
+
+
+def test_an_ordinary_process_is_at_home_everywhere(cluster: Cluster, marked: str) -> None:
+    for node in (1, 3):
+        for name in NAMES:
+            assert cluster.run(node, f"readlink /mfs/{name}; cat /mfs/{name}{marked}/id").split() == [str(node)] * 2
+        assert cluster.run(node, "cd /mfs/here/srv; pwd -P; cd /mfs/home; ls -d ..").split() == [
+            f"/mfs/{node}/srv",
+            "..",
+        ]
+
+
+def test_the_names_are_listed(cluster: Cluster) -> None:
+    listed = cluster.run(1, "ls /mfs").split()
+    assert set(listed) == {"1", "2", "3", "proc", *NAMES}
+    long = cluster.run(1, "ls -l /mfs")
+    assert "here -> 1" in long
+    cluster.run(1, "test -L /mfs/here; test -d /mfs/here; ! rm /mfs/here; ! touch -h /mfs/selected")
+
+
+def test_a_process_selects_a_node_for_itself_and_its_children(cluster: Cluster, marked: str) -> None:
+    assert cluster.run(
+        1, f"{select(2)} cat /mfs/selected{marked}/id; (sh -c 'cat /mfs/selected{marked}/id')"
+    ).split() == ["2", "2"]
+    assert cluster.run(1, f"cat /mfs/selected{marked}/id").strip() == "1", "another process"
+    assert cluster.run(1, f"({select(2)} cat /mfs/selected{marked}/id); cat /mfs/selected{marked}/id").split() == [
+        "2",
+        "1",
+    ]
+    assert cluster.run(1, f"{select(3)} {select(0)} cat /mfs/selected{marked}/id").strip() == "1"
+    assert cluster.run(1, f"{select(2)} unshare -p -f readlink /mfs/selected").strip() == "2", (
+        "in another PID namespace"
+    )
+    assert cluster.run(1, f"{select(2)} cat /mfs/proc/self/selected").strip() == "2"
+
+
+def test_who_selects_what_does_not_exist(cluster: Cluster) -> None:
+    for wrong in ("99999", "-1", "x", "2 3", "1.0", "''"):
+        done = cluster.try_run(1, f"{select(2)} echo {wrong} > /mfs/proc/self/selected || readlink /mfs/selected")
+        assert done.stdout.strip() == "2", f"{wrong}: {done.stdout}{done.stderr}"
+        assert "Invalid argument" in done.stderr
+
+
+def test_forks_and_execs(cluster: Cluster) -> None:
+    assert cluster.program(1, "magicforks.py", "10", "1", "2", "3") == "done\n"
+
+
+def test_many_processes_and_threads_at_once(cluster: Cluster, marked: str) -> None:
+    processes, threads = 6, 5
+    each = CALLS // processes // threads
+    done = json.loads(
+        cluster.program(1, "magiccalls.py", "1", marked, str(processes), str(threads), str(each), "1", "2", "3", timeout_s=max(200, CALLS // 50))
+    )  # fmt: skip
+    assert done["wrong"] == []
+    assert done["calls"] >= 0.9 * CALLS
+
+
+THOUSAND = """
+import os, random
+children = []
+for number in range(1000):
+    node = str(number % 3 + 1)
+    reading, writing = os.pipe()
+    if not os.fork():
+        with open("/mfs/proc/self/selected", "w") as file:
+            file.write(node)
+        os.read(reading, 1)
+        os._exit(0 if os.readlink("/mfs/selected") == node else 1)
+    children.append(writing)
+    os.close(reading)
+for writing in random.sample(children, 1000):
+    os.write(writing, b"x")
+print(sum(os.wait()[1] != 0 for _ in range(1000)))
+"""
+
+
+def test_a_thousand_processes_each_with_its_own_node(cluster: Cluster) -> None:
+    assert cluster.python(1, THOUSAND, timeout_s=200).strip() == "0"
+    wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 0, "mignode forgets those that ended")
+
+
+@pytest.mark.parametrize("program", ["mktemp", "python", "sqlite3", "sort"])
+def test_temporary_files_through_magic(cluster: Cluster, program: str) -> None:
+    cluster.run(1, "mkdir -p /srv/tmp; chmod 1777 /srv/tmp")
+    at = "/mfs/magic/srv/tmp"
+    scripts = {
+        "mktemp": f"f=$(mktemp -p {at}); exec 3<>$f; rm $f; echo hello >&3; cat < /proc/self/fd/3",
+        "python": f"""python3 -c '
+import tempfile
+with tempfile.TemporaryFile(dir="{at}") as a, tempfile.NamedTemporaryFile(dir="{at}") as b:
+    a.write(b"hel"); b.write(b"lo"); a.seek(0); b.seek(0); print((a.read() + b.read()).decode())'""",
+        "sqlite3": f"SQLITE_TMPDIR={at} sqlite3 {at}/db 'pragma temp_store=1; create temp table t(x); insert into t values(\"hello\"); create table u as select * from t; select * from u;'; rm {at}/db",
+        "sort": f"seq 100000 | shuf | sort -n -S 100K -T {at} | tail -1; echo hello",
+    }
+    assert cluster.run(1, scripts[program], timeout_s=120).split()[-1] == "hello"
+    assert cluster.run(1, "ls -A /srv/tmp") == ""
+
+
+def test_where(cluster: Cluster, marked: str) -> None:
+    out = cluster.run(1, f"{select(3)} omfs-admin where --json /mfs/selected{marked}/id")
+    told = json.loads(out)
+    assert (told["node"], told["path"]) == (3, f"/mfs/3{marked}/id")
+    assert "selected" in told["why"]
+    names = json.loads(cluster.run(1, f"{select(3)} omfs-admin where --json $$"))["names"]
+    assert {name: names[name][0] for name in NAMES} == dict.fromkeys(NAMES, 1) | {"selected": 3}
+    assert cluster.try_run(1, "omfs-admin where /etc/passwd").returncode == 1
+    assert cluster.try_run(1, "omfs-admin where 4194303").returncode == 1
+
+
+# ---------------------------------------------------------------- mignode away
+
+
+def test_without_mignode_names_are_answered_and_a_new_one_knows_them(cluster: Cluster, marked: str) -> None:
+    program = cluster.start_python(
+        1,
+        "import os, sys\n"
+        "def select(node): open('/mfs/proc/self/selected', 'w').write(node)\n"
+        "select('2')\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        f"    print(open('/mfs/selected{marked}/id').read().strip(), flush=True)\n",
+    )
+    program.wait_line("ready")
+    before = cluster.ask(1, "mignode")["pid"]
+    cluster.run(1, f"kill -9 {before}")
+    program.send_line("")
+    program.wait_line("2")
+    wait_until(lambda: cluster.ask(1, "mignode").get("pid", before) != before, "a new mignode")
+    program.send_line("")
+    program.wait_line("2")
+    assert cluster.ask(1, "mignode")["processes"] == 1
+    program.finish()
+    wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 0, "mignode forgets it")
+
+
+def test_a_new_mount_knows_what_mignode_knows(cluster: Cluster, marked: str) -> None:
+    program = cluster.start_python(
+        3,
+        "import sys\n"
+        "open('/mfs/proc/self/selected', 'w').write('2')\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        f"    print(open('/mfs/selected{marked}/id').read().strip(), flush=True)\n",
+    )
+    program.wait_line("ready")
+    cluster.run(3, "umount /mfs; mount /mfs")
+    program.send_line("")
+    program.wait_line("2")
+    program.finish()
+
+
+# ---------------------------------------------------------------- nomfs
+
+
+def test_nomfs_keeps_others_out_until_it_is_over(cluster: Cluster) -> None:
+    here = cluster.fresh_dir(2)
+    cluster.run(1, f"echo one > {here.remote}/file; cat {here.remote}/file")
+    cluster.run(2, "echo 1 > /mfs/proc/hpc/admin/nomfs; cat /mfs/proc/hpc/admin/nomfs | grep -x 1")
+    try:
+        done = cluster.try_run(1, f"cat {here.remote}/file", timeout_s=60)
+        assert done.returncode != 0
+        assert "Permission denied" in done.stderr
+        assert cluster.run(2, f"cat {here.remote}/file").strip() == "one", "its own programs"
+    finally:
+        cluster.run(2, "echo 0 > /mfs/proc/hpc/admin/nomfs")
+    wait_until(lambda: cluster.try_run(1, f"cat {here.remote}/file").returncode == 0, "node 1 is let in again")
+    cluster.run(1, f"echo two > {here.remote}/file")
+    assert cluster.run(2, f"cat {here.native}/file").strip() == "two"
