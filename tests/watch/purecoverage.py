@@ -26,6 +26,7 @@ PURE: Final = (
     "omfs/export/trees.py",
     "omfs/kernel/mounttable.py",
     "omfs/lab/topology.py",
+    "omfs/magic/controlfiles.py",
     "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
