@@ -31,6 +31,7 @@ from omfs.mount.options import MountOptions
 from omfs.mount.remount import remove_note, write_note
 from omfs.mount.takenlistings import Lister, install_listing_takers
 from omfs.mount.takenops import install_takers
+from omfs.mount.virtual import VirtualTree, install_virtual
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,16 @@ def check_mountpoint(mountpoint: str, run_dir: Path) -> None:
 class Session:
     """One mount."""
 
-    def __init__(self, options: MountOptions, operations: Operations, run_dir: Path) -> None:
-        """*operations* was made with the `Hook` that this session installs; *run_dir* takes the note for remounts."""
+    def __init__(self, options: MountOptions, operations: Operations, run_dir: Path, virtual: VirtualTree) -> None:
+        """*operations* was made with the `Hook` that this session installs; *run_dir* takes the note for remounts.
+
+        *virtual* is /mfs/proc, which is there only with the hook.
+        """
         self.options = options
         self._run_dir = run_dir
         self.mountpoint = os.path.realpath(options.mountpoint)
         self._operations = operations
+        self._virtual = virtual
         self._is_open = False
         self._loop: Loop | None = None
         self._lister: Lister | None = None
@@ -96,6 +101,7 @@ class Session:
             self._operations.recaller.attach(Notifier(hook.fd))
             install_takers(hook, self._operations)
             self._lister = install_listing_takers(hook, self._operations)
+            install_virtual(hook, self._virtual)
             self._operations.watched_by(loop)
             pyfuse3._wait_fuse_readable = loop.wait  # type: ignore[attr-defined]
         self._set_read_ahead()

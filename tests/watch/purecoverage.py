@@ -28,6 +28,7 @@ PURE: Final = (
     "omfs/kernel/procfs.py",
     "omfs/lab/topology.py",
     "omfs/magic/controlfiles.py",
+    "omfs/mount/controltree.py",
     "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
