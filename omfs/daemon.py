@@ -35,6 +35,7 @@ from omfs.export.underleases import UnderLeases
 from omfs.kernel import utab
 from omfs.kernel.mounting import mount_at
 from omfs.mount import selfbind
+from omfs.mount.controlsource import ControlSource
 from omfs.mount.counters import Counters
 from omfs.mount.deadmount import watch_mount
 from omfs.mount.exportprocess import ExportProcess
@@ -45,6 +46,7 @@ from omfs.mount.remote import RemoteNode
 from omfs.mount.replica import Replica
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
 from omfs.mount.telling import Teller
+from omfs.mount.virtual import VirtualTree
 from omfs.net import control, metricsport
 from omfs.net.peer import Peer
 from omfs.net.server import Server, listen
@@ -228,7 +230,9 @@ class MountDaemon:
             await nursery.start(self._export.run)
             self._follow_map(nursery)
             operations = Operations(Hook(), dict(self._nodes), own_id if self._settings.dfsa else None, self._counters)
-            session = Session(self._options, operations, Path(self._settings.run_dir), self._replica)
+            run_dir = Path(self._settings.run_dir)
+            virtual = VirtualTree(ControlSource(run_dir), operations.node_ids)
+            session = Session(self._options, operations, run_dir, self._replica, virtual)
             session.open()
             until_told = trio.CancelScope()
             try:

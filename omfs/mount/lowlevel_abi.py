@@ -17,23 +17,29 @@ LOOKUP: Final = 1
 GETATTR: Final = 3
 SETATTR: Final = 4
 READLINK: Final = 5
+SYMLINK: Final = 6
+MKNOD: Final = 8
 MKDIR: Final = 9
 UNLINK: Final = 10
 RMDIR: Final = 11
 RENAME: Final = 12
+LINK: Final = 13
 OPEN: Final = 14
 READ: Final = 15
 WRITE: Final = 16
 STATFS: Final = 17
 RELEASE: Final = 18
+FSYNC: Final = 20
 SETXATTR: Final = 21
 GETXATTR: Final = 22
 LISTXATTR: Final = 23
+REMOVEXATTR: Final = 24
 FLUSH: Final = 25
 INIT: Final = 26
 GETLK: Final = 31
 SETLK: Final = 32
 SETLKW: Final = 33
+ACCESS: Final = 34
 RELEASEDIR: Final = 29
 CREATE: Final = 35
 INTERRUPT: Final = 36
@@ -107,6 +113,9 @@ _GETATTR_FH: Final = 1  # FUSE_GETATTR_FH
 READ_LOCK_OWNER: Final = 2  # FUSE_READ_LOCKOWNER
 WRITE_FROM_CACHE: Final = 1  # FUSE_WRITE_CACHE
 WRITE_KILL_SUIDGID: Final = 4
+SETATTR_MODE: Final = 1 << 0
+SETATTR_UID: Final = 1 << 1
+SETATTR_GID: Final = 1 << 2
 SETATTR_ATIME_NOW: Final = 1 << 7
 SETATTR_MTIME_NOW: Final = 1 << 8
 
@@ -126,6 +135,7 @@ _RENAME2_IN: Final = struct.Struct("<QII")  # newdir, flags, padding; then both 
 _ATTR: Final = struct.Struct("<QQQqqqIIIIIIIIII")  # ino, size, blocks, 3 times s, 3 times ns, mode ... blksize, flags
 _ENTRY: Final = struct.Struct("<QQQQII")  # nodeid, generation, entry valid s, attr valid s, and their ns
 _OPEN: Final = struct.Struct("<QIi")  # fh, open_flags, backing_id
+_STATFS: Final = struct.Struct("<QQQQQIII28x")  # blocks, free, available, files, free, block bytes, name, fragment
 _ATTR_HEAD: Final = struct.Struct("<QII")  # attr valid s, ns, dummy
 
 
@@ -239,6 +249,11 @@ def last_name(request: memoryview) -> bytes:
     return bytes(request[IN_HEADER_BYTES:-1])
 
 
+def other_node_id(request: memoryview) -> int:
+    """Of a RENAME or RENAME2: the node id of the new directory; of a LINK: of the object."""
+    return int(struct.unpack_from("<Q", request, IN_HEADER_BYTES)[0])
+
+
 def setattr_valid(request: memoryview) -> int:
     """Of a SETATTR: the FATTR_ bits, with the *_NOW ones that pyfuse3 replaces by this node's clock."""
     return int(struct.unpack_from("<I", request, IN_HEADER_BYTES)[0])
@@ -338,6 +353,11 @@ def absent_reply(unique: int, entry_s: int) -> bytes:
 def attr_reply(unique: int, attr: bytes, attr_s: int) -> bytes:
     """For GETATTR (struct fuse_attr_out), and how long it holds."""
     return _OUT_HEADER.pack(16 + _ATTR_HEAD.size + len(attr), 0, unique) + _ATTR_HEAD.pack(attr_s, 0, 0) + attr
+
+
+def empty_statfs_reply(unique: int) -> bytes:
+    """For STATFS (struct fuse_kstatfs) of what takes no space."""
+    return reply(unique, _STATFS.pack(0, 0, 0, 0, 0, 4096, 255, 4096))
 
 
 def no_xattrs_reply(unique: int, room_bytes: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from omfs import wire
 from omfs.magic.names import Magic
 from omfs.mount import lowlevel_abi as abi
+from omfs.mount.controltree import TOP, Spot
 from omfs.mount.handlers import CACHED_S
 from omfs.mount.inodes import ROOT_ID
 from omfs.mount.listings import Name
@@ -26,6 +27,7 @@ from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
 from omfs.mount.replica import Replica
 from omfs.mount.taker import taker
 
+PROC: Final = b"proc"
 LINKS_FROM: Final = 1 << 17  # between the directories of nodes and the objects (inodes.py)
 _NODES: Final = 1 << 16
 _NAMES: Final = tuple(Magic)
@@ -39,8 +41,9 @@ def link_id(name: Magic, node_id: int) -> int:
 
 
 def listed() -> list[Name]:
-    """The names as a listing of /mfs shows them."""
-    return [Name(name.value.encode(), link_id(name, 0), stat.S_IFLNK >> 12) for name in _NAMES]
+    """The names as a listing of /mfs shows them, and proc (virtual.py)."""
+    links = [Name(name.value.encode(), link_id(name, 0), stat.S_IFLNK >> 12) for name in _NAMES]
+    return [*links, Name(PROC, Spot(TOP).node_id, dirs.DT_DIR)]
 
 
 def _target(number: int) -> bytes:
@@ -74,14 +77,18 @@ def _answer(hook: Hook, request: memoryview) -> bytes:
             return abi.error_reply(unique, errno.EPERM)
 
 
-def install_magic_links(hook: Hook, replica: Replica) -> None:
-    """Let the hook answer for them before whoever answers now."""
+def install_magic_links(hook: Hook, replica: Replica, entry_of_proc: Callable[[], bytes]) -> None:
+    """Let the hook answer for them before whoever answers now.  *entry_of_proc*: a struct fuse_entry_out."""
 
     async def resolved(name: Magic, thread: int, unique: int) -> bytes:
         return _entry(unique, link_id(name, await replica.wait_resolved(name, thread)))
 
     def look_up(hook: Hook, request: memoryview, then: Taker | None) -> Taken:
-        index = _BY_NAME.get(abi.last_name(request))
+        asked = abi.last_name(request)
+        index = _BY_NAME.get(asked)
+        if asked == PROC:
+            hook.answer(abi.reply(hook.unique, entry_of_proc()))
+            return None
         if index is None:
             return PASSED if then is None else then(hook, request)
         name = _NAMES[index]

@@ -33,6 +33,7 @@ from omfs.mount.remount import remove_note, write_note
 from omfs.mount.replica import Replica
 from omfs.mount.takenlistings import Lister, install_listing_takers
 from omfs.mount.takenops import install_takers
+from omfs.mount.virtual import VirtualTree, install_virtual
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,20 @@ def check_mountpoint(mountpoint: str, run_dir: Path) -> None:
 class Session:
     """One mount."""
 
-    def __init__(self, options: MountOptions, operations: Operations, run_dir: Path, replica: Replica) -> None:
-        """*operations* was made with the `Hook` that this session installs; *run_dir* takes the note for remounts."""
+    def __init__(
+        self, options: MountOptions, operations: Operations, run_dir: Path, replica: Replica, virtual: VirtualTree
+    ) -> None:
+        """*operations* was made with the `Hook` that this session installs; *run_dir* takes the note for remounts.
+
+        What depends on who asks is there only with the hook: *replica* knows where the magic names lead, *virtual* is
+        /mfs/proc.
+        """
         self._replica = replica
         self.options = options
         self._run_dir = run_dir
         self.mountpoint = os.path.realpath(options.mountpoint)
         self._operations = operations
+        self._virtual = virtual
         self._is_open = False
         self._loop: Loop | None = None
         self._lister: Lister | None = None
@@ -99,7 +107,8 @@ class Session:
             self._operations.recaller.attach(Notifier(hook.fd))
             install_takers(hook, self._operations)
             self._lister = install_listing_takers(hook, self._operations)
-            install_magic_links(hook, self._replica)
+            install_magic_links(hook, self._replica, self._virtual.entry_of_top)
+            install_virtual(hook, self._virtual)
             self._operations.watched_by(loop)
             pyfuse3._wait_fuse_readable = loop.wait  # type: ignore[attr-defined]
         self._set_read_ahead()

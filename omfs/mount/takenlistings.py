@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -215,9 +216,8 @@ async def _close(snapshot: Snapshot) -> None:
         await file.close()
 
 
-def install_listing_takers(hook: Hook, operations: NameOperations) -> Lister:
-    """Let the hook take these operations out of pyfuse3's stream; the mount runs the Lister's `tend`."""
-    lister = Lister(hook, operations)
+def page_dropper(hook: Hook) -> Callable[[int], Awaitable[None]]:
+    """What makes the kernel forget the listing of a directory that it may not keep, before it is told the end of it."""
     notifier, limiter = Notifier(hook.fd), trio.CapacityLimiter(_DROPPING_MAX)
 
     async def drop_pages(number: int) -> None:
@@ -226,13 +226,20 @@ def install_listing_takers(hook: Hook, operations: NameOperations) -> Lister:
         except OSError as error:  # unmounted
             log.debug("pages of directory %d: %s", number, error)
 
+    return drop_pages
+
+
+def install_listing_takers(hook: Hook, operations: NameOperations) -> Lister:
+    """Let the hook take these operations out of pyfuse3's stream; the mount runs the Lister's `tend`."""
+    lister = Lister(hook, operations)
+
     def take_opendir(hook: Hook, request: memoryview) -> None:
         if hook.flags & abi.NO_OPENDIR_SUPPORT:
             hook.answer(abi.error_reply(hook.unique, errno.ENOSYS))
         else:  # Linux before 5.1 asks each time
             hook.answer(dirs.cached_directory_reply(hook.unique))
 
-    operations.listings.on_uncached = drop_pages
+    operations.listings.on_uncached = page_dropper(hook)
     hook.takers[dirs.OPENDIR] = take_opendir
     hook.takers[dirs.RELEASEDIR] = lambda hook, request: hook.answer(abi.reply(hook.unique))
     hook.takers[dirs.READDIR] = hook.takers[dirs.READDIRPLUS] = taker("read of a directory", lister.read)

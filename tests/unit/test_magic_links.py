@@ -39,7 +39,7 @@ class Mount:
         for opcode in (abi.LOOKUP, abi.GETATTR):
             self.hook.takers[opcode] = self._pass
         self.replica = Replica(OWN, mignode, "/mfs")
-        install_magic_links(self.hook, self.replica)
+        install_magic_links(self.hook, self.replica, lambda: b"entry of proc")
 
     def _pass(self, hook: Hook, request: memoryview) -> Passed:
         self.passed.append(hook.opcode)
@@ -142,6 +142,7 @@ async def test_an_ordinary_process_is_led_to_its_own_node(mount: Mount) -> None:
 
 async def test_other_names_and_objects_are_others_business(mount: Mount) -> None:
     assert await mount.ask(abi.LOOKUP, ROOT_ID, b"2\0") is None
+    assert await mount.ask(abi.LOOKUP, ROOT_ID, b"proc\0") == (0, b"entry of proc")
     assert await mount.ask(abi.LOOKUP, LINKS_UNTIL, b"here\0") is None
     assert await mount.ask(abi.GETATTR, LINKS_FROM - 1) is None
     assert await mount.ask(abi.READLINK, LINKS_UNTIL) is None
@@ -163,8 +164,8 @@ async def test_a_link_object_never_changes(mount: Mount) -> None:
 
 
 def test_they_are_listed_as_links() -> None:
-    assert [name.name for name in listed()] == [b"here", b"home", b"lastexec", b"selected", b"magic"]
-    assert {name.kind for name in listed()} == {stat.S_IFLNK >> 12}
+    assert [name.name for name in listed()] == [b"here", b"home", b"lastexec", b"selected", b"magic", b"proc"]
+    assert {name.kind for name in listed()[:-1]} == {stat.S_IFLNK >> 12}
     numbers = {link_id(name, node) for name in Magic for node in (0, 1, 65535)}
     assert len(numbers) == 15
     assert all(LINKS_FROM <= number < LINKS_UNTIL for number in numbers)

@@ -30,6 +30,8 @@ PURE: Final = (
     "omfs/lab/topology.py",
     "omfs/magic/names.py",
     "omfs/magic/places.py",
+    "omfs/magic/controlfiles.py",
+    "omfs/mount/controltree.py",
     "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
