@@ -15,6 +15,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PURE: Final = (
+    "mignode/book.py",
     "omfs/cache/holder.py",
     "omfs/cache/circles.py",
     "omfs/cache/latency.py",
@@ -26,6 +27,8 @@ PURE: Final = (
     "omfs/export/trees.py",
     "omfs/kernel/mounttable.py",
     "omfs/lab/topology.py",
+    "omfs/magic/names.py",
+    "omfs/magic/places.py",
     "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
