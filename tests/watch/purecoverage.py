@@ -26,6 +26,7 @@ PURE: Final = (
     "omfs/export/ranges.py",
     "omfs/export/trees.py",
     "omfs/kernel/mounttable.py",
+    "omfs/kernel/procfs.py",
     "omfs/lab/topology.py",
     "omfs/magic/names.py",
     "omfs/magic/places.py",
