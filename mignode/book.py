@@ -3,8 +3,9 @@
     event                     | effect
     --------------------------+--------------------------------------------------------------------------------
     a process inherits        | no entry needed: that of its nearest ancestor with one counts
-    anything of one changes   | its descendants without an entry, down to those that have one, get entries of their own
-                              | with what they have by then ("freeze"); then its own is made or changed
+    anything of one changes,  | its descendants without an entry, down to those that have one, get entries of their own
+    or it sets what it has    | with what they have by then ("freeze"); then its own is made or changed.  An ordinary
+    from an ancestor          | process that sets what it is anyway stays one
     forked (where told)       | a child of a process with an entry gets one of its own, and so do its children
     catch up                  | the same for all at once, where forks were missed
     moved                     | lastexec and magic are noted as they are where it was; then it is elsewhere
@@ -85,7 +86,7 @@ class Entry(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the mount must be told: entries that are new or different, and those that are no more; none is both."""
+    """What the mount must be told: entries that are new or different, and those that are no more."""
 
     puts: list[Place]
     gone: list[Key]
@@ -173,12 +174,13 @@ class Book:
         self._notice(change)
         before = self.entry_of(key)
         entry = alter(before)
-        if entry != before:
-            heirs = self._heirs(key)
-            self._notice(change)  # an orphan may have come to us only now: it has its entry by its parent's fork
-            for heir in heirs:
-                if heir not in self._places:
-                    self._put(before.passed_to(heir), change)
+        if entry == before and (key in self._places or self.nearest(key) is None):
+            return change
+        heirs = self._heirs(key)
+        self._notice(change)  # an orphan may have come to us only now: it has its entry by its parent's fork
+        for heir in heirs:
+            if heir not in self._places:
+                self._put(before.passed_to(heir), change)
         self._put(entry, change)
         return change
 
@@ -269,7 +271,9 @@ class Book:
     def _put(self, entry: Entry, change: Change) -> None:
         key = entry.place.key
         before = self._by_pid.get(key[0])
-        if before is not None and before != key:  # it must have ended, or its pid were not free
+        if before is not None and before != key:  # one of them must have ended, or its pid were not free
+            if before[1] > key[1]:
+                return
             self._remove(before, change)
         if self._places.get(key) != entry.place:
             change.puts.append(entry.place)
