@@ -30,6 +30,7 @@ PURE: Final = (
     "omfs/lab/topology.py",
     "omfs/magic/names.py",
     "omfs/magic/places.py",
+    "omfs/magic/controlfiles.py",
     "omfs/mount/dirty.py",
     "omfs/mount/justtold.py",
     "omfs/mount/options.py",
