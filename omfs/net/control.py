@@ -27,7 +27,7 @@ import trio
 from omfs import wire
 from omfs.errors import ConfigError, ControlError, NotRunning, OmfsError
 
-REQUEST_MAX_BYTES: Final = 64 << 10  # commands are short
+REQUEST_MAX_BYTES: Final = 16 << 20  # commands are short, but for what mignode tells the mount: all places
 REPLY_MAX_BYTES: Final = 64 << 20  # the status of 65535 nodes, with room
 REQUEST_DEADLINE_S: Final = 10.0  # to send one line over a local socket
 HANDLER_DEADLINE_S: Final = 120.0  # a ping waits `timeo` at most; this is against a handler that hangs
