@@ -30,6 +30,7 @@ from omfs.kernel.processes import Identity
 from omfs.magic.places import Key, Place
 from omfs.net import control
 
+FORKS_GATHER_S: Final = 0.05  # far less than fills the kernel's queue, and a wakeup for each fork were dear
 TAKE_BACK_WITHIN_S: Final = 10.0  # the mount tells what it knows; it may be busy
 TAKE_BACK_PAUSE_S: Final = 1.0
 TAKE_BACK_TRIES: Final = 6  # a minute in all: systemd waits for 90 s
@@ -136,8 +137,13 @@ class Registry:
     # ------------------------------------------------------------ what the kernel tells
 
     async def _heed_forks(self, events: ForkEvents) -> None:
+        """In batches, and most of a storm's children are gone by then: whom it matters to takes the forks before that.
+
+        Whoever changes something, ends, or is asked about does.  Until then a child has the same from its ancestors.
+        """
         while True:
             await trio.lowlevel.wait_readable(events.fileno())
+            await trio.sleep(FORKS_GATHER_S)
             self._note(self._book.notice())
 
     async def _heed_ends(self) -> None:

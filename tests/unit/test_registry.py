@@ -102,6 +102,8 @@ async def test_an_orphan_has_what_its_ancestor_had(tree: Puppets, tmp_path: Path
         orphans += [tree.orphan(orphan) for orphan in orphans[:10]]
         child = tree.fork(tree.first)
         grandchild = tree.fork(child)
+        if registry.has_fork_events:  # nobody need ask
+            await mount.wait_until(lambda: who(grandchild) in mount.places)
         tree.end(child)
         tree.end(tree.first)
         expected = 2 if registry.has_fork_events else 0
@@ -236,23 +238,26 @@ async def test_a_storm_of_forks_and_writes(tree: Puppets, tmp_path: Path) -> Non
 
 
 async def test_a_restarted_registry_takes_its_entries_back(tree: Puppets, tmp_path: Path) -> None:
-    child, dead = tree.fork(tree.first), tree.fork(tree.first)
+    child, dead, third = [tree.fork(tree.first) for _ in range(3)]
     async with mounted(tmp_path) as mount:
         async with running(tmp_path) as registry:
             await registry.select(who(tree.first), 2)
             await registry.select(who(child), 3)
             await registry.select(who(dead), 4)
+            await registry.select(who(third), 5)
             gone = who(dead)
         other = Place(tree.first, who(tree.first).start_ticks - 100, 7, 7, 7, "")  # had the pid before
         mount.places.put(other)
         tree.end(dead)
-        meanwhile = tree.fork(child)
+        meanwhile, of_third = tree.fork(child), tree.fork(third)
         assert (mount.selected(child), gone in mount.places) == (3, True)  # nobody lost anything
         async with running(tmp_path) as again:
             await mount.wait_until(lambda: mount.pushes[-1].all)
             assert [chosen(again, pid) for pid in (tree.first, child, meanwhile)] == [2, 3, 3]
             assert gone not in mount.places
             assert other.key not in mount.places
+            tree.end(third)
+            assert chosen(again, of_third) == (5 if again.has_fork_events else 0)
             await again.select(who(child), 6)
             assert [mount.selected(pid) for pid in (tree.first, child, meanwhile)] == [2, 6, 3]
             tree.end(child)
