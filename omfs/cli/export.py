@@ -11,22 +11,18 @@ no privilege that passes quotas) is arranged here, before any thread exists.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
+from omfs.cli.behind import FAILED, READY, Report, serve_behind
 from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import DEFAULT_CONFIG, Settings, load_settings
 from omfs.errors import ConfigError
-
-READY: Final = b"ready\n"
-_FAILED: Final = 1
 
 
 def main() -> int:
@@ -40,29 +36,9 @@ def main() -> int:
     report = Report(arguments.report_fd)
     if arguments.foreground and arguments.report_fd < 0:
         log_to_stderr()
-    return _serve(arguments, report) if arguments.foreground else _serve_behind(arguments, report)
-
-
-class Report:
-    """Tells one thing, once, to whoever started us: READY or a line of complaint."""
-
-    def __init__(self, fd: int) -> None:
-        """*fd*: where to; -1 = nowhere."""
-        self._fd = fd
-        if fd >= 0:
-            os.set_inheritable(fd, False)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Somebody waits for the report, so this process is a daemon in the background."""
-        return self._fd >= 0
-
-    def tell(self, message: bytes) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # nobody listens any more
-                os.write(self._fd, message)
-            os.close(self._fd)
-            self._fd = -1
+    if arguments.foreground:
+        return _serve(arguments, report)
+    return serve_behind("omfs-export", lambda told: _serve(arguments, told), report)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -86,11 +62,11 @@ def _serve(arguments: argparse.Namespace, report: Report) -> int:
         if not report.is_awaited:  # who waits says it
             print(f"omfs-export: {error}", file=sys.stderr)
         report.tell(f"{error}\n".encode())
-        return _FAILED
+        return FAILED
     except Exception as error:
         logging.getLogger(__name__).exception("omfs-export ends")
         report.tell(f"omfs-export failed: {error!r}\n".encode())
-        return _FAILED
+        return FAILED
     return 0
 
 
@@ -102,28 +78,6 @@ def _load() -> Callable[..., None]:
     prepare_process()
     os.umask(0o022)
     return run_export
-
-
-def _serve_behind(arguments: argparse.Namespace, report: Report) -> int:
-    """Fork, and wait for the child's report."""
-    receiving, sending = os.pipe2(os.O_CLOEXEC)
-    if os.fork():
-        os.close(sending)
-        with open(receiving, "rb") as pipe:
-            told = pipe.readline()
-        report.tell(told)
-        if told == READY:
-            return 0
-        print(f"omfs-export: {told.decode(errors='replace').strip() or 'it ended before it served'}", file=sys.stderr)
-        return _FAILED
-    status = _FAILED
-    try:
-        os.close(receiving)
-        os.setsid()
-        os.chdir("/")
-        status = _serve(arguments, Report(sending))
-    finally:
-        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from omfs.lab import network, rootfs, state, topology
 from omfs.lab.topology import LabPaths
 
 MOUNT_COMMAND: Final = ("mount", "/mfs")  # through fstab and mount(8): the road a user takes
+MIGNODE_COMMAND: Final = ("mignode",)  # as its unit would, but it goes behind: then it has said that it is ready
 _PYTHON_IGNORES: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 _SYSLOG_HEADER: Final = re.compile(r"<[0-9]+>([A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} )?")  # priority, glibc's time
 _ENVIRONMENT: Final = {
@@ -69,16 +70,18 @@ def build(base: str, name: str, number: str, lock: str, report: str) -> None:
 
 
 def supervise(report_fd: int, mount: bool) -> NoReturn:
-    """PID 1's life: mount /mfs, say so, reap and log for ever.  Ends only by SIGKILL from outside."""
+    """PID 1's life: start mignode, mount /mfs, say so, reap and log for ever.  Ends only by SIGKILL from outside."""
     os.set_inheritable(report_fd, False)
     syslog, woken = _open_syslog(), _wake_at_child_end()
     _log("init: booted")
-    started = None
+    awaited: dict[int, tuple[str, ...]] = {}
     if mount:
         _report(report_fd, "stage mount")
-        started = os.posix_spawnp(MOUNT_COMMAND[0], MOUNT_COMMAND, os.environ, setsigdef=_PYTHON_IGNORES)
+        for command in (MIGNODE_COMMAND, MOUNT_COMMAND):  # in any order: each finds the other
+            awaited[os.posix_spawnp(command[0], command, os.environ, setsigdef=_PYTHON_IGNORES)] = command
     else:
         _report(report_fd, "up")
+    is_up = True
     with selectors.DefaultSelector() as selector:
         selector.register(syslog, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
@@ -88,8 +91,10 @@ def supervise(report_fd: int, mount: bool) -> NoReturn:
             with contextlib.suppress(BlockingIOError):
                 woken.recv(4096)
             for pid, status in _reap():
-                if pid == started:
-                    _report(report_fd, _outcome_of_mount(status))
+                if pid in awaited:
+                    is_up = _has_started(awaited.pop(pid), status) and is_up
+                    if not awaited:
+                        _report(report_fd, "up" if is_up else "failed")
 
 
 def _wake_at_child_end() -> socket.socket:
@@ -117,13 +122,16 @@ def _log_all(syslog: socket.socket) -> None:
             _log(_SYSLOG_HEADER.sub("", text, count=1))
 
 
-def _outcome_of_mount(status: int) -> str:
+def _has_started(command: tuple[str, ...], status: int) -> bool:
     code = os.waitstatus_to_exitcode(status)
-    if code == 0 and os.path.ismount("/mfs"):
+    if command == MOUNT_COMMAND and code == 0:
+        if not os.path.ismount("/mfs"):
+            _log("init: mount ended with 0, but /mfs is not mounted")
+            return False
         _log("init: mounted /mfs")
-        return "up"
-    _log(f"init: '{' '.join(MOUNT_COMMAND)}' ended with {code}" + ("" if code else ", but /mfs is not mounted"))
-    return "failed"
+    elif code:
+        _log(f"init: '{' '.join(command)}' ended with {code}")
+    return code == 0
 
 
 def _reap() -> list[tuple[int, int]]:

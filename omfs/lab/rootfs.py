@@ -30,6 +30,7 @@ _EMPTY: Final = {"/tmp": 0o1777, "/run": 0o755, "/etc/omfs": 0o755, "/var/lib/om
 _COMMANDS: Final = {
     "mount.fuse.omfs": "/sbin", "umount.fuse.omfs": "/sbin",
     "omfs": "/usr/local/bin", "omfs-export": "/usr/local/bin", "omfs-admin": "/usr/local/bin",
+    "mignode": "/usr/local/bin",
 }  # fmt: skip
 _DEVICES: Final = {
     "null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0),

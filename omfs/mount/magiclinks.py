@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from omfs import wire
 from omfs.magic.names import Magic
-from omfs.mount import lowlevel_abi as abi
+from omfs.mount import lowlevel_abi as abi, lowlevel_abi_dirs as dirs
 from omfs.mount.controltree import TOP, Spot
 from omfs.mount.handlers import CACHED_S
 from omfs.mount.inodes import ROOT_ID

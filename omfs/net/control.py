@@ -27,9 +27,10 @@ import trio
 from omfs import wire
 from omfs.errors import ConfigError, ControlError, NotRunning, OmfsError
 
-REQUEST_MAX_BYTES: Final = 64 << 10  # commands are short
+REQUEST_MAX_BYTES: Final = 16 << 20  # commands are short, but for what mignode tells the mount: all places
 REPLY_MAX_BYTES: Final = 64 << 20  # the status of 65535 nodes, with room
 REQUEST_DEADLINE_S: Final = 10.0  # to send one line over a local socket
+LISTEN_QUEUE: Final = 4096  # whoever finds it full is refused (EAGAIN): as many as may ask mignode at once
 HANDLER_DEADLINE_S: Final = 120.0  # a ping waits `timeo` at most; this is against a handler that hangs
 ASK_DEADLINE_S: Final = 60.0  # above the usual timeo, so that a slow node is reported and not guessed
 
@@ -356,7 +357,7 @@ def open_listener(path: Path) -> trio.socket.SocketType:
         with _directory_locked(path.parent):
             _remove_stale(path)
             listener.bind(str(path))
-            listener.listen(16)
+            listener.listen(LISTEN_QUEUE)
     except OSError as error:
         listener.close()
         text = error.strerror or str(error)  # "AF_UNIX path too long" has no errno

@@ -1,0 +1,74 @@
+"""`mignode`: the daemon that knows this node's processes; its systemd unit starts it.
+
+    mignode [--config FILE] [--foreground]
+
+Without --foreground it goes behind and the command ends with 0 once it answers, or prints the one line that says why
+it can't and ends with 1.  What the daemon does is in mignode/daemon.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from omfs.cli.behind import FAILED, READY, Report, serve_behind
+from omfs.cli.daemonlog import log_behind, log_to_stderr
+from omfs.config import DEFAULT_CONFIG, load_settings
+from omfs.errors import ConfigError
+
+_ABOUT: Final = """Remember where this node's processes run, what they selected and what else openMosix's control
+files in /mfs/proc say of them.  Without it the magic names (/mfs/here, /mfs/home ...) still answer, for ordinary
+processes."""
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mignode", description=_ABOUT)
+    parser.add_argument("--config", metavar="FILE", type=Path, help=f"settings (default {DEFAULT_CONFIG})")
+    parser.add_argument("--foreground", action="store_true", help="do not go behind; log to stderr")
+    arguments = parser.parse_args()
+    serve = functools.partial(_serve, arguments.config or DEFAULT_CONFIG)
+    if arguments.foreground:
+        log_to_stderr()
+        return serve(Report(-1))
+    return serve_behind("mignode", serve, Report(-1))
+
+
+def _serve(config: Path, report: Report) -> int:
+    """Serve until SIGTERM; the exit status."""
+    try:
+        settings = load_settings(config)
+        if report.is_awaited:
+            log_behind("mignode", Path(settings.run_dir))
+        if os.geteuid() != 0:
+            raise ConfigError("must run as root: it watches everybody's processes")
+        _allow_many_descriptors()
+        from mignode.daemon import run_mignode  # everything heavy, after the words were understood
+
+        run_mignode(settings, lambda: report.tell(READY))
+    except ConfigError as error:
+        if not report.is_awaited:  # who waits says it
+            print(f"mignode: {error}", file=sys.stderr)
+        report.tell(f"{error}\n".encode())
+        return FAILED
+    except Exception as error:
+        logging.getLogger(__name__).exception("mignode ends")
+        report.tell(f"mignode failed: {error!r}\n".encode())
+        return FAILED
+    return 0
+
+
+def _allow_many_descriptors() -> None:
+    """One for each process that has something to remember."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

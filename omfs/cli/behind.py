@@ -1,0 +1,60 @@
+"""A daemon that goes behind: the command waits until it is ready, or says the one line why it can't be.
+
+`serve_behind` forks before anything heavy is loaded or any thread exists; the child tells its Report once.  What it
+does not do: logging (daemonlog), the daemon itself.  Called by cli/export.py and mignode/cli/mignode.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+READY: Final = b"ready\n"
+FAILED: Final = 1
+
+
+class Report:
+    """Tells one thing, once, to whoever started us: READY or a line of complaint."""
+
+    def __init__(self, fd: int) -> None:
+        """*fd*: where to; -1 = nowhere."""
+        self._fd = fd
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for the report, so this process is a daemon in the background."""
+        return self._fd >= 0
+
+    def tell(self, message: bytes) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                os.write(self._fd, message)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def serve_behind(name: str, serve: Callable[[Report], int], report: Report) -> int:
+    """Fork, run *serve* in the child, and wait for its report, which *report* passes on; the exit status."""
+    receiving, sending = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(sending)
+        with open(receiving, "rb") as pipe:
+            told = pipe.readline()
+        report.tell(told)
+        if told == READY:
+            return 0
+        print(f"{name}: {told.decode(errors='replace').strip() or 'it ended before it served'}", file=sys.stderr)
+        return FAILED
+    status = FAILED
+    try:
+        os.close(receiving)
+        os.setsid()
+        os.chdir("/")
+        status = serve(Report(sending))
+    finally:
+        os._exit(status)

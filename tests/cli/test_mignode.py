@@ -1,0 +1,257 @@
+"""mignode as a process: what it says when it can't serve, what it tells systemd, its end, and what a kill loses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from omfs.config import SOFTWARE
+from omfs.kernel.processes import identify
+from omfs.net import control
+from tests.unit.fakemount import mounted
+from tests.unit.puppets import Puppets, puppets
+
+pytestmark = pytest.mark.lab
+
+COMMAND = (sys.executable, "-m", "mignode.cli.mignode")
+UNIT = Path(__file__).parents[2] / "systemd" / "mignode.service"
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30, env=os.environ | environment)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """omfs.toml of a one-node cluster."""
+    (tmp_path / "map").write_text("1 127.0.0.1 1\n")
+    path = tmp_path / "omfs.toml"
+    path.write_text(
+        f'map = "{tmp_path}/map"\naddress = "127.0.0.1"\nsec = "none"\n'
+        f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\nconfig_dir = "{tmp_path}/etc"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def tree() -> Iterator[Puppets]:
+    with puppets() as made:
+        yield made
+
+
+def ask(config: Path, command: str, **arguments: object) -> dict[str, Any]:
+    return trio.run(partial(control.ask, config.parent / "run" / "mignode.sock", command, **arguments))
+
+
+class ListeningSystemd:
+    """Listens as systemd does; every message comes after the one before it."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(20)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+
+    def hear(self) -> list[str]:
+        return self._socket.recv(4096).decode().splitlines()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def serving(config: Path, address: str = "") -> Iterator[subprocess.Popen[str]]:
+    """In the foreground, ready; ended by SIGTERM if it still runs."""
+    path = address or str(config.parent / "notify")
+    manager = ListeningSystemd(path)
+    process = subprocess.Popen(
+        [*COMMAND, "--config", str(config), "--foreground"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"NOTIFY_SOCKET": path},
+    )
+    try:
+        assert manager.hear() == ["READY=1", "STATUS=node 1"]
+        yield process
+        if process.poll() is None:
+            process.terminate()
+            assert manager.hear() == ["STOPPING=1"]
+        assert process.wait(20) in (0, -signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+        manager.close()
+        if not address:
+            os.unlink(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("port = 1x", "omfs.toml:"),
+        ("nonsense = 1", "nonsense"),
+        ('map = "/nowhere"', "omfs.toml:"),
+    ],
+)
+@pytest.mark.parametrize("words", [("--foreground",), ()])
+def test_a_wrong_setting_is_one_line(config: Path, change: str, complaint: str, words: tuple[str, ...]) -> None:
+    config.write_text(config.read_text() + change + "\n")
+    ended = run("--config", str(config), *words)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("mignode: ")
+    assert complaint in line
+
+
+def test_its_words() -> None:
+    assert run("--nonsense").returncode == 2
+    shown = run("--help")
+    assert shown.returncode == 0
+    for word in ("--config", "--foreground", "/mfs/proc"):
+        assert word in shown.stdout
+
+
+def test_broken_admin_values_are_one_line(config: Path) -> None:
+    (config.parent / "state").mkdir()
+    (config.parent / "state" / "mignode.json").write_text("{")
+    ended = run("--config", str(config))
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+    assert "remove it to begin with the defaults" in ended.stderr
+
+
+def test_it_goes_behind_and_a_second_one_is_refused(config: Path) -> None:
+    ended = run("--config", str(config))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    status = ask(config, "status")
+    pidfd = os.pidfd_open(status["pid"])
+    try:
+        assert (status["node_id"], status["software"], status["processes"]) == (1, SOFTWARE, 0)
+        assert status["memory_bytes"] > 1 << 20
+        for words in ((), ("--foreground",)):
+            again = run("--config", str(config), *words)
+            assert again.returncode == 1
+            (line,) = [line for line in again.stderr.splitlines() if line.startswith("mignode: ")]
+            assert line == f"mignode: {config.parent}/run/mignode.sock: another daemon is running and listens here"
+        assert ask(config, "status")["pid"] == status["pid"]
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        trio.run(trio.lowlevel.wait_readable, pidfd)
+        os.close(pidfd)
+    with pytest.raises(control.NotRunning):
+        ask(config, "status")
+
+
+@pytest.mark.parametrize("address", ["", "@omfs-test-{pid}"])
+def test_it_tells_systemd(config: Path, address: str) -> None:
+    with serving(config, address.format(pid=os.getpid())) as process:
+        assert ask(config, "status")["pid"] == process.pid
+    assert process.returncode == 0
+
+
+def test_nobody_at_the_notify_socket_is_no_failure(config: Path) -> None:
+    ended = run("--config", str(config), NOTIFY_SOCKET=str(config.parent / "nobody"))
+    assert ended.returncode == 0
+    os.kill(ask(config, "status")["pid"], signal.SIGTERM)
+
+
+def test_the_map_is_read_again(config: Path) -> None:
+    with serving(config) as process:
+        assert ask(config, "read_control", scope="hpc", file="nodes/2/status")["errno"] == 2
+        (config.parent / "map").write_text("1 127.0.0.1 1\n2 192.0.2.2 1\n")
+        process.send_signal(signal.SIGHUP)
+        while ask(config, "status")["reloads"] == 0:
+            pass
+        assert ask(config, "read_control", scope="hpc", file="nodes/2/status")["text"] == "1\n"
+        process.terminate()
+        process.wait(20)
+
+
+def test_admin_values_outlive_it(config: Path) -> None:
+    for before, after in (("0\n", "1"), ("1\n", "0")):
+        with serving(config) as process:
+            assert ask(config, "read_control", scope="hpc", file="admin/block") == {"text": before}
+            assert ask(config, "write_control", scope="hpc", file="admin/block", text=after, uid=0) == {}
+            process.kill()
+            process.wait()
+
+
+@contextlib.asynccontextmanager
+async def serving_beside(config: Path) -> AsyncIterator[subprocess.Popen[str]]:
+    """As `serving`, while other tasks run: the mount answers in one."""
+    with contextlib.ExitStack() as stack:
+        process = await trio.to_thread.run_sync(stack.enter_context, serving(config))
+        yield process
+        await trio.to_thread.run_sync(stack.close)
+
+
+class Asker:
+    """Asks the daemon as the mount does."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._socket = run_dir / "mignode.sock"
+
+    async def tell(self, command: str, **arguments: Any) -> dict[str, Any]:
+        return await control.ask(self._socket, command, **arguments)
+
+    async def write(self, file: str, text: str, pid: int) -> None:
+        assert await self.tell("write_control", scope="process", file=file, pid=pid, text=text, uid=0) == {}
+
+    async def read(self, file: str, *pids: int) -> list[str]:
+        answers = [await self.tell("read_control", scope="process", file=file, pid=pid) for pid in pids]
+        return [answer["text"] for answer in answers]
+
+
+async def test_a_killed_one_loses_nothing(config: Path, tree: Puppets) -> None:
+    """What processes selected is in the mount, what they have set in run_dir."""
+    mignode, child = Asker(config.parent / "run"), tree.fork(tree.first)
+    async with mounted(config.parent / "run") as mount:
+        async with serving_beside(config) as process:
+            await mignode.write("selected", "2", tree.first)
+            await mignode.write("selected", "3", child)
+            await mignode.write("lock", "1", child)
+            process.kill()
+            process.wait()
+        assert (mount.selected(tree.first), mount.selected(child)) == (2, 3)
+        late = tree.fork(child)
+        async with serving_beside(config):
+            assert await mignode.read("selected", tree.first, child, late) == ["2\n", "3\n", "3\n"]
+            assert await mignode.read("lock", tree.first, child, late) == ["0\n", "1\n", "1\n"]
+            await mignode.write("selected", "4", child)
+            assert [mount.selected(pid) for pid in (tree.first, child, late)] == [2, 4, 3]
+
+
+async def test_what_the_mount_asks(config: Path, tree: Puppets) -> None:
+    mignode, key = Asker(config.parent / "run"), identify(tree.first)
+    assert key is not None
+    async with mounted(config.parent / "run") as mount, serving_beside(config):
+        one = {"pid": key.pid, "start_ticks": key.start_ticks}
+        assert await mignode.tell("resolve", **one) == {"place": None}
+        await mignode.write("selected", "4", key.pid)
+        place = (await mignode.tell("resolve", **one))["place"]
+        assert place == one | {"home": 1, "here": 1, "lastexec": 1, "image": "", "selected": 4, "magic": 0}
+        assert await mignode.tell("created", **one, node=5) == {}
+        assert [(known.selected, known.magic) for known in mount.places] == [(4, 5)]
+        told = await mignode.tell("places")
+        assert told == {"places": [place | {"magic": 5}], "fork_events": told["fork_events"]}
+        for command, arguments in (("resolve", {"pid": "x"}), ("created", {"pid": 1}), ("read_control", {})):
+            with pytest.raises(control.ControlError, match="bad request"):
+                await mignode.tell(command, **arguments)
+
+
+def test_the_unit_starts_what_is_installed() -> None:
+    """make install links the commands into that place."""
+    text = UNIT.read_text()
+    assert "Type=notify\n" in text
+    assert "ExecStart=/usr/local/sbin/mignode --foreground\n" in text
