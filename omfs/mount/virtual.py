@@ -222,7 +222,7 @@ class VirtualTree:
         data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
         continues = write.offset and not write.open_flags & os.O_APPEND
         # What comes from the page cache (a shared mapping) says nothing of who wrote it.
-        if continues or write.write_flags & abi.WRITE_FROM_CACHE or len(data) > controlfiles.WRITE_MAX_BYTES:
+        if continues or write.write_flags & abi.WRITE_FROM_CACHE:
             raise FUSEError(errno.EINVAL)
         assert spot.file is not None
         try:
