@@ -9,7 +9,9 @@ newline and written with or without one; spaces, signs and bases other than show
 taken for what the writer did not mean.  What a value is and does is mignode's (mignode/controls.py); `find` is for it.
 The mount (mount/virtual.py) shows the names and refuses what is malformed before anybody is asked.
 
-Pure: no I/O.  Invariant: `kind.parse(kind.format(value)) == value` for each value that `format` takes.
+Pure: no I/O.  Invariants: `kind.parse(kind.format(value)) == value` for each value that `format` takes; no file that
+can be written takes more than 16 KiB and a bit, so what the kernel cuts into several requests is refused with the
+first, and what is well-formed fits a request of the control socket.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ PROCESS: Final = "process"
 HPC: Final = "hpc"
 
 NODE_MAX: Final = 65535
-WRITE_MAX_BYTES: Final = 32 << 10  # the mask of 65535 nodes, with room; it fits a request of the control socket
 TEXT_MAX_CHARACTERS: Final = 4095
 
 Value: TypeAlias = int | str | tuple[int, ...]

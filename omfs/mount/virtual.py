@@ -83,7 +83,7 @@ class VirtualTree:
         self._source = source
         self._nodes = nodes
         self._files: dict[int, _Open] = {}
-        self._next_file = VIRTUAL_FROM  # no number of another open file of this mount
+        self._next_file = 1
         self._began_ns = time.time_ns()
         self._callers = Callers()
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}  # by request: the thread, and how to end it
@@ -177,8 +177,6 @@ class VirtualTree:
         node_id, thread, is_plus = hook.node_id, hook.pid, hook.opcode == dirs.READDIRPLUS
         _, offset, size_bytes = abi.read_in(request)
         directory, reply = tree.spot_of(node_id), dirs.DirectoryReply(size_bytes, is_plus)
-        if directory.of_process:
-            _process_of(directory)
         for entry in tree.listing(directory, await self._numbers(directory, thread, unique), offset):
             if not reply.add(entry.inode, entry.mode >> 12, entry.name, entry.position):
                 break
@@ -222,7 +220,7 @@ class VirtualTree:
         data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
         continues = write.offset and not write.open_flags & os.O_APPEND
         # What comes from the page cache (a shared mapping) says nothing of who wrote it.
-        if continues or write.write_flags & abi.WRITE_FROM_CACHE or len(data) > controlfiles.WRITE_MAX_BYTES:
+        if continues or write.write_flags & abi.WRITE_FROM_CACHE:
             raise FUSEError(errno.EINVAL)
         assert spot.file is not None
         try:

@@ -26,6 +26,7 @@ from omfs.mount.taker import taker
 from omfs.mount.virtual import Target, VirtualTree, install_virtual
 
 NOBODY: Final = 65534
+MNT_FORCE: Final = 1
 FORGETS: Final = (2, 42)
 DO_READDIRPLUS: Final = 1 << 13
 PLAIN: Final = {b"one": 21, b"two": 22}
@@ -87,7 +88,7 @@ class ControlMount:
         top.stat()  # answered once INIT was
 
     def end(self) -> None:
-        ns.unmount(str(self.top), ns.MNT_DETACH)
+        ns.unmount(str(self.top), ns.MNT_DETACH | MNT_FORCE)  # also where a test that failed left a file open
         self._thread.join()
         os.close(self.hook.fd)
 

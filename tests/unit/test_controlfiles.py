@@ -194,7 +194,7 @@ def test_masks_are_hexadecimal() -> None:
     assert Mask(65535).format(1 << 39) == "8000000000\n"
     assert Mask(32).parse("10") == Mask(32).parse("0x10\n") == 16
     widest = Mask(65535).format((1 << 65535) - 1)
-    assert len(widest) <= controlfiles.WRITE_MAX_BYTES
+    assert len(widest) <= 16386
     assert Mask(65535).parse(widest) == (1 << 65535) - 1
 
 
@@ -214,6 +214,16 @@ def test_what_are_not_three_numbers(text: str) -> None:
 def test_values_that_a_file_cannot_have(kind: controlfiles.Kind, value: Value) -> None:
     with pytest.raises(ValueError, match=r"."):
         kind.format(value)
+
+
+@pytest.mark.parametrize("files", [controlfiles.OF_PROCESS, controlfiles.OF_ADMIN, controlfiles.OF_DECAY])
+def test_what_would_come_in_pieces_is_refused(files: tuple[ControlFile, ...]) -> None:
+    """128 KiB is the least that the kernel sends in one piece."""
+    for file in files:
+        for text in ("1" * (128 << 10), "1 " * (64 << 10), " " * (128 << 10), "0" * (128 << 10)):
+            if file.is_writable:
+                with pytest.raises(ValueError, match=r"."):
+                    file.kind.parse(text)
 
 
 def test_long_texts_are_refused() -> None:

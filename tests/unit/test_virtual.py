@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 import trio
+from pyfuse3 import FUSEError
 
 from omfs.errors import RemoteFailure
 from omfs.kernel.processes import Identity, identify
 from omfs.magic import controlfiles
-from omfs.mount import lowlevel_abi as abi, virtual
-from tests.unit.controlmount import NOBODY, ControlMount
+from omfs.mount import controltree as tree, lowlevel_abi as abi, virtual
+from omfs.mount.controltree import Spot
+from omfs.mount.lowlevel import Hook
+from tests.unit.controlmount import NOBODY, ControlMount, FakeSource
 
 ME = os.getpid()
 
@@ -234,7 +238,7 @@ def test_malformed_writes_change_nothing(mount: ControlMount, text: str) -> None
 def test_what_is_no_text_or_too_much_is_refused_whole(mount: ControlMount) -> None:
     mask = mount.proc / "self/mignodes"
     assert error_of(lambda: mask.write_bytes(b"\xff\xfe")) == errno.EINVAL
-    for size_bytes in (controlfiles.WRITE_MAX_BYTES + 1, 3 << 20):  # the kernel sends the last one in pieces
+    for size_bytes in (20_000, 3 << 20):  # the kernel sends the last one in pieces
         descriptor = os.open(mask, os.O_WRONLY)
         try:
             assert error_of(lambda fd=descriptor, size=size_bytes: os.write(fd, b"1" * size)) == errno.EINVAL  # type: ignore[misc]
@@ -377,6 +381,14 @@ def test_another_process_with_its_pid_is_another(mount: ControlMount, monkeypatc
     assert mount.source.writes == []
 
 
+def test_a_process_that_ends_while_its_owner_is_looked_up(mount: ControlMount, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(identity: Identity) -> tuple[int, int]:
+        raise ProcessLookupError(errno.ESRCH, "gone")
+
+    monkeypatch.setattr(virtual, "owner_of", gone)
+    assert error_of((mount.proc / "self/lock").stat) == errno.ESRCH
+
+
 def test_who_is_killed_waits_no_longer(mount: ControlMount) -> None:
     mount.source.held["admin/expel"] = trio.Event()
     process = mount.start("/bin/sh", "-c", "echo 1 > proc/hpc/admin/expel")
@@ -440,6 +452,37 @@ def test_it_takes_no_space_and_has_no_attributes(mount: ControlMount) -> None:
     found = os.statvfs(mount.proc / "hpc")
     assert (found.f_blocks, found.f_files, found.f_namemax) == (0, 0, 255)
     assert os.listxattr(mount.proc / "self/lock") == []
+
+
+async def test_what_comes_from_a_mapping_is_refused() -> None:
+    """It says nothing of who wrote it."""
+    source, hook = FakeSource(), Hook()
+    answers = virtual.VirtualTree(source, list).handlers
+    me = identify(ME)
+    assert me
+    lock = tree.named(Spot(tree.PROCESS, ME, tree.ticks_of(me.start_ticks)), b"lock")
+    assert lock
+    hook.pid, hook.node_id = ME, lock.node_id
+    head = bytes(abi.IN_HEADER_BYTES)
+    opened = await answers[abi.OPEN](hook, memoryview(head + struct.pack("<II", os.O_RDWR, 0)), 1)
+    (fh,) = struct.unpack_from("<Q", opened, 16)
+
+    async def write(flags: int) -> bytes:
+        body = struct.pack("<QQIIQII", fh, 0, 1, flags, 0, os.O_RDWR, 0) + b"1"
+        return await answers[abi.WRITE](hook, memoryview(head + body), 2)
+
+    with pytest.raises(FUSEError):
+        await write(abi.WRITE_FROM_CACHE)
+    assert source.writes == []
+    assert await write(0) == abi.write_reply(2, 1)
+
+
+def test_attributes_that_were_told_before_are_not_told_later(mount: ControlMount) -> None:
+    """What a LOOKUP told (justtold.py) is for a thread's very next request."""
+    me = threading.get_native_id()
+    mount.hook.next_answers[me] = "of another object"
+    (mount.proc / "self/lock").stat()
+    assert me not in mount.hook.next_answers
 
 
 def test_the_rest_of_the_mount_is_asked_as_before(mount: ControlMount) -> None:
