@@ -368,6 +368,18 @@ async def test_a_process_that_has_ended(tmp_path: Path, tree: Puppets) -> None:
         assert refused(errno.ESRCH)(await here.read("lock", pid=0))
 
 
+async def test_another_process_with_its_pid_is_another(tmp_path: Path) -> None:
+    key = processes.identify(SELF)
+    assert key is not None
+    async with room(tmp_path) as here:
+        for ticks, answers in ((0, True), (key.start_ticks, True), (key.start_ticks - 1, False)):
+            one = {"scope": "process", "file": "lock", "pid": SELF, "start_ticks": ticks, "uid": 0, "text": "1"}
+            for command in ("write_control", "read_control"):
+                answer = await here.controls.handlers[command](dict(one))
+                assert isinstance(answer, dict)
+                assert answer.get("errno", 0) == (0 if answers else errno.ESRCH)
+
+
 async def test_each_has_its_own_and_children_inherit(tmp_path: Path, tree: Puppets) -> None:
     async with room(tmp_path) as here:
         early = tree.fork(tree.first)
