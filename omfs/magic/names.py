@@ -20,7 +20,6 @@ Sources: openMosix HOWTO for the names; the defaults are ours.  Pure.  Called by
 from __future__ import annotations
 
 import enum
-from typing import assert_never
 
 from omfs.magic.places import Place
 
@@ -51,9 +50,8 @@ def resolve(name: Magic, place: Place | None, image: str, own_id: int, creates: 
             return place.lastexec if image == place.image else place.here
         case Magic.SELECTED:
             return place.selected or place.home
-        case Magic.MAGIC:
+        case _:  # MAGIC
             return place.here if creates else place.magic or place.here
-    assert_never(name)
 
 
 def is_news(place: Place | None) -> bool:
@@ -82,10 +80,9 @@ def explain(name: Magic, place: Place | None, image: str, own_id: int, creates: 
             return f"node {node} was written to its file selected, by the process or by an ancestor before the fork"
         case Magic.SELECTED:
             return f"nothing was written to its file selected, so it is its home, node {node}"
-        case Magic.MAGIC if creates:
+        case _ if creates:  # MAGIC
             return f"a file that the process creates through magic is made where it runs, at node {node}"
-        case Magic.MAGIC if place.magic:
+        case _ if place.magic:
             return f"what the process last created through magic, if anything, is at node {node}"
-        case Magic.MAGIC:
+        case _:
             return f"the process has created nothing through magic elsewhere, so it is where it runs, node {node}"
-    assert_never(name)

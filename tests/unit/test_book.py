@@ -123,6 +123,15 @@ def test_another_process_with_the_pid_ends_the_entry() -> None:
     assert book.nearest(later) == ordinary(later, 6)
 
 
+def test_a_fork_by_a_stranger_ends_the_entry_of_who_had_the_pid() -> None:
+    script, book = family()
+    book.selected(C, 5)
+    script.children[B] = []
+    script.children[D] = [(C[0], 99)]
+    script.batches = [[(D[0], C[0])]]
+    assert book.notice() == Change([], [C])
+
+
 def test_a_fork_that_is_told_late_changes_nothing() -> None:
     script, book = family()
     book.selected(A, 5)

@@ -25,6 +25,8 @@ from tests.unit.placeworld import KINDS, MEANWHILE, Rules, Step, World, first_br
 SEEDS = 500
 MUTANT_SEEDS = 3000  # at most: most are found among the first hundred
 
+pytestmark = pytest.mark.timeout(120)  # most take a second, some ten
+
 numbers = st.integers(0, 59)
 meanwhiles = st.lists(st.tuples(st.sampled_from(MEANWHILE), numbers, numbers), max_size=4)
 
@@ -53,7 +55,6 @@ def test_everybody_gets_the_right_node(machine: type[PlaceMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
-@pytest.mark.timeout(120)
 def test_everybody_gets_the_right_node_in_many_runs() -> None:
     assert first_broken(Rules(), range(SEEDS)) is None
 
@@ -69,7 +70,7 @@ def test_what_the_callers_keep_to_is_needed(name: str) -> None:
 LASTEXEC = "place.lastexec if image == place.image else place.here"
 INHERITED = "msgspec.structs.replace(self.settings, nmigs=0)"
 
-# Who had a pid before and has it after is seldom told apart wrongly in a run: test_book.py has those mutants.
+# A pid that is given again just when it matters is rare in runs: test_book.py looks after those guards.
 MUTANTS = {
     # what a name means
     "here is home": (names, "here\n        case Magic.HOME", "home\n        case Magic.HOME"),
@@ -117,10 +118,6 @@ MUTANTS = {
     "told of nothing that is gone": (book, "change.gone.append(key)", "pass"),
 }
 FOUND_FROM = {"one look for heirs": 2160, "gone and put": 1425}  # saves time, no more
-    "one look for heirs": 1640,
-    "the dead are kept when forks were missed": 2500,
-    "gone and put": 500,
-}  # saves time
 
 
 def replace_by_mutant(module: Any, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +137,6 @@ def replace_by_mutant(module: Any, old: str, new: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(placeworld, "real_places", changed)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_rule_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_by_mutant(*MUTANTS[name], monkeypatch)
@@ -151,7 +147,7 @@ def test_every_rule_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("module", [names, places, book])
 def test_a_copy_without_a_change_does_as_well(module: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_by_mutant(module, '"""' + (module.__doc__ or ""), '"""', monkeypatch)
-    assert first_broken(Rules(), range(200)) is None
+    assert first_broken(Rules(), range(100)) is None
 
 
 # ---------------------------------------------------------------- the replica by itself
