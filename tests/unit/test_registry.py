@@ -237,7 +237,12 @@ async def test_a_storm_of_forks_and_writes(tree: Puppets, tmp_path: Path) -> Non
 # ---------------------------------------------------------------- restarts
 
 
-async def test_a_restarted_registry_takes_its_entries_back(tree: Puppets, tmp_path: Path) -> None:
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_restarted_registry_takes_its_entries_back(
+    tree: Puppets, tmp_path: Path, events: bool, request: pytest.FixtureRequest
+) -> None:
+    if not events:
+        request.getfixturevalue("no_events")
     child, dead, third = [tree.fork(tree.first) for _ in range(3)]
     async with mounted(tmp_path) as mount:
         async with running(tmp_path) as registry:
