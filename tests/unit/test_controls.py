@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -372,6 +373,8 @@ async def test_a_process_that_has_ended(tmp_path: Path, tree: Puppets) -> None:
             if file.is_writable:
                 assert refused(errno.ESRCH)(await here.write(file.name, "1", pid=child))
         assert refused(errno.ESRCH)(await here.read("lock", pid=0))
+        thread = await trio.to_thread.run_sync(threading.get_native_id)  # it stays for some seconds
+        assert refused(errno.ESRCH)(await here.read("lock", pid=thread))
 
 
 async def test_another_process_with_its_pid_is_another(tmp_path: Path) -> None:
