@@ -27,11 +27,15 @@ ANYBODY: Final = 0o002
 
 
 class _Request(msgspec.Struct):
-    """Both commands.  *pid*: the process of scope "process", who asks for scope "hpc"; *uid*: who writes."""
+    """Both commands.  *pid*: the process of scope "process", who asks for scope "hpc"; *uid*: who writes.
+
+    *start_ticks*: of that process, 0 where the asker means whoever has the pid now.
+    """
 
     scope: str
     file: str
     pid: int = 0
+    start_ticks: int = 0
     text: str = ""
     uid: int = -1
 
@@ -65,7 +69,8 @@ class Controls:
         if not file.is_readable:
             raise RemoteFailure(errno.EACCES)
         if request.scope == controlfiles.PROCESS:
-            return file.kind.format(self._of_processes.read(request.pid, file.name))
+            process = self._of_processes.find(request.pid, request.start_ticks)
+            return file.kind.format(self._of_processes.read(process, file.name))
         folder = request.file.partition("/")[0]
         return file.kind.format(await self._of_node.read(folder, number, file.name))
 
@@ -75,7 +80,7 @@ class Controls:
         if not file.is_writable:
             raise RemoteFailure(errno.EACCES)
         if request.scope == controlfiles.PROCESS:
-            process = self._of_processes.find(request.pid)
+            process = self._of_processes.find(request.pid, request.start_ticks)
             _check_allowed(request.uid, self._of_processes.owner_of(process))
             await self._of_processes.write(process, file.name, _parsed(file, request.text))
             return

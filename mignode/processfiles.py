@@ -31,10 +31,10 @@ class ProcessFiles:
         self._registry = registry
         self._nodes = nodes
 
-    def find(self, pid: int) -> Identity:
-        """The process.  Raises RemoteFailure(ESRCH)."""
+    def find(self, pid: int, start_ticks: int = 0) -> Identity:
+        """The process; *start_ticks*, unless 0, tells it from others that got its pid.  Raises RemoteFailure(ESRCH)."""
         found = processes.identify(pid)
-        if found is None or found.pid != pid:
+        if found is None or found.pid != pid or start_ticks not in (0, found.start_ticks):
             raise RemoteFailure(errno.ESRCH)
         return found
 
@@ -45,9 +45,9 @@ class ProcessFiles:
         except ProcessLookupError:
             raise RemoteFailure(errno.ESRCH) from None
 
-    def read(self, pid: int, name: str) -> Value:
-        """Raises RemoteFailure."""
-        place, settings = self._registry.entry_of(self.find(pid))
+    def read(self, process: Identity, name: str) -> Value:
+        """As it is now."""
+        place, settings = self._registry.entry_of(process)
         match name:
             case "where":
                 return 0 if place.here == place.home else place.here

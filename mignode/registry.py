@@ -5,6 +5,8 @@ gives them.  The book is used without an await in between, so its calls are in o
 has queued are taken before each.  What changes is told to the mount before the one who caused it is answered
 (replica.py).  At the start the entries come back from the mount, each believed only if its process still is the same;
 without a mount there is nothing to take back.
+A look at a process may wait for it (kernel/processes.py: execve), and then all of mignode does: it answers no mount's
+requests, so that ends when the mount's own wait does.
 What it does not do: permissions and values (processfiles.py), the rules.  Called by daemon.py and processfiles.py.
 """
 

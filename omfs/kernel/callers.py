@@ -3,9 +3,9 @@
 From /proc/<tid>/syscall (proc(5)), which root may read and which tells the call of a thread that sleeps in it.
 A 32-bit program has call numbers of its own; it is known by its addresses, which all are below 4 GiB.
 
-Reading that file may wait for a process that does an execve, which may wait for a FUSE mount (kernel/processes.py).  It
-can't, as long as the thread asked about waits in its own call; but that may be killed by the execve of another thread,
-which then has the number of the process's first thread.
+Reading that file may wait for a process that does an execve, which may wait for a FUSE mount (kernel/processes.py).  A
+thread that waits in its own call does not, nor do others while they wait for it; but it may be killed by the execve of
+another thread, which then has the number of the process's first one.  So `creates` is for worker threads.
 
 Called by mount/recall.py and by what answers for the magic names.
 """

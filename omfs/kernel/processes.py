@@ -10,10 +10,12 @@ Invariants:
   number of forks in that time, or somebody privileged who asks for that very pid (clone3 with set_tid, CRIU).
 * Where an answer is put together from several reads, one of the last confirms who it is about.
 
-`identify`, `parent_of`, `children_of` and `owner_of` never wait for the process.  **`image_of` may**: the kernel lets
-nobody look into a process (proc(5), auxv and mem; .../syscall is the same) while it is in execve past the point of no
-return and closes its close-on-exec descriptors, and such a close of a file on a FUSE mount waits for the mount.  So the
-thread that answers a mount's requests must not call it (fs/exec.c: exec_update_lock).
+**Whatever reads /proc/<pid>/stat, auxv, mem or syscall may wait** for that process: past the point of no return of an
+execve nobody may look into it, and there it closes its close-on-exec descriptors; the close of a file on a FUSE mount
+waits for the mount (begin_new_exec in fs/exec.c, exec_update_lock; stat takes that lock in newer kernels only, 6.18.44
+does; status, children, and the owner of /proc/<pid> are free of it).  A script on /mfs that does `exec` is enough: its
+shell has it open close-on-exec, and for a child of that shell that asks for a magic name we look at the shell.  So all
+functions here but `processes` are for worker threads, never for the thread that answers the requests of a mount.
 
 Called by mount/ (who asks) and by mignode (the registry of processes).
 """
@@ -86,7 +88,7 @@ def image_of(identity: Identity) -> str:
     in memory that fork copies and CRIU restores.  A program may overwrite them: the runtime of Go does, once, before
     main.  "" for a kernel thread, a process that is gone, and where nobody may look into it.
 
-    May wait, see above.  About four times as dear as `identify`.
+    About three times as dear as `identify`.
     """
     found = _random_of(str(identity.pid))
     if not found:  # the first thread may have ended before the others; only they have memory then
@@ -165,7 +167,7 @@ def read_file(path: str) -> bytes:
 
 
 def read_memory(of: str, address: int, size_bytes: int) -> bytes:
-    """From the memory of *of*: "<pid>", or "<pid>/task/<tid>".  May wait, as `image_of`.
+    """From the memory of *of*: "<pid>", or "<pid>/task/<tid>".
 
     Shorter, or empty, where it has no memory any more.  Raises OSError: EIO where nothing is mapped there.
     """

@@ -18,6 +18,7 @@ import trio
 
 from omfs.config import SOFTWARE
 from omfs.kernel.processes import identify
+from omfs.magic.places import Place
 from omfs.net import control
 from tests.unit.fakemount import mounted
 from tests.unit.puppets import Puppets, puppets
@@ -243,11 +244,37 @@ async def test_what_the_mount_asks(config: Path, tree: Puppets) -> None:
         assert place == one | {"home": 1, "here": 1, "lastexec": 1, "image": "", "selected": 4, "magic": 0}
         assert await mignode.tell("created", **one, node=5) == {}
         assert [(known.selected, known.magic) for known in mount.places] == [(4, 5)]
+        heard = len(mount.pushes)
         told = await mignode.tell("places")
+        await mount.wait_until(lambda: any(push.all for push in mount.pushes[heard:]))  # nothing can get between
         assert told == {"places": [place | {"magic": 5}], "fork_events": told["fork_events"]}
         for command, arguments in (("resolve", {"pid": "x"}), ("created", {"pid": 1}), ("read_control", {})):
             with pytest.raises(control.ControlError, match="bad request"):
                 await mignode.tell(command, **arguments)
+
+
+async def test_half_of_what_is_known_is_no_answer(config: Path, tree: Puppets) -> None:
+    """Before the mount has told it, nobody is told that there is nothing."""
+    mignode, key = Asker(config.parent / "run"), identify(tree.first)
+    assert key is not None
+    async with mounted(config.parent / "run", [Place(*key, 1, 1, 1, "", 6)]) as mount:
+        mount.gate = trio.Event()
+        process = await trio.lowlevel.open_process([*COMMAND, "--config", str(config), "--foreground"])
+        try:
+            while True:
+                try:
+                    await mignode.tell("places", deadline_s=0.2)
+                except control.NotRunning:
+                    await trio.sleep(0.01)
+                except control.ControlError:
+                    break  # it listens, and keeps us waiting
+                else:
+                    pytest.fail("it told what it did not know yet")
+            mount.gate.set()
+            assert [place["selected"] for place in (await mignode.tell("places"))["places"]] == [6]
+        finally:
+            process.terminate()
+            await process.wait()
 
 
 def test_the_unit_starts_what_is_installed() -> None:

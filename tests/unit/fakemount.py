@@ -30,7 +30,7 @@ class FakeMount:
         self.places = Places()
         self.places.replace_all(places)
         self.pushes: list[_Push] = []
-        self.gate = trio.Event()  # no message is applied before it is set
+        self.gate = trio.Event()  # nothing is applied or answered before it is set
         self.gate.set()
         self._changed = trio.Event()
 
@@ -64,6 +64,7 @@ class FakeMount:
         return {}
 
     async def _tell(self, _: control.Arguments) -> dict[str, Any]:
+        await self.gate.wait()
         return {"places": list(self.places)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,12 @@ def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EOPNOTSUPP, "not wanted")
 
     monkeypatch.setattr(ForkEvents, "open", refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here cuts the power, and a busy disk takes a tenth of a second for each of thousands of writes."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @dataclass(frozen=True)
@@ -366,6 +373,20 @@ async def test_a_process_that_has_ended(tmp_path: Path, tree: Puppets) -> None:
             if file.is_writable:
                 assert refused(errno.ESRCH)(await here.write(file.name, "1", pid=child))
         assert refused(errno.ESRCH)(await here.read("lock", pid=0))
+        thread = await trio.to_thread.run_sync(threading.get_native_id)  # it stays for some seconds
+        assert refused(errno.ESRCH)(await here.read("lock", pid=thread))
+
+
+async def test_another_process_with_its_pid_is_another(tmp_path: Path) -> None:
+    key = processes.identify(SELF)
+    assert key is not None
+    async with room(tmp_path) as here:
+        for ticks, answers in ((0, True), (key.start_ticks, True), (key.start_ticks - 1, False)):
+            one = {"scope": "process", "file": "lock", "pid": SELF, "start_ticks": ticks, "uid": 0, "text": "1"}
+            for command in ("write_control", "read_control"):
+                answer = await here.controls.handlers[command](dict(one))
+                assert isinstance(answer, dict)
+                assert answer.get("errno", 0) == (0 if answers else errno.ESRCH)
 
 
 async def test_each_has_its_own_and_children_inherit(tmp_path: Path, tree: Puppets) -> None:
