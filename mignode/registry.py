@@ -21,13 +21,13 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from omfs.kernel.forkevents import ForkEvents
 
 from mignode.book import Book, Change, Entry
 from mignode.keptsettings import KeptSettings
 from mignode.replica import Replica
 from omfs.errors import ControlError, NotRunning
 from omfs.kernel import processes
+from omfs.kernel.forkevents import ForkEvents
 from omfs.kernel.processes import Identity
 from omfs.magic.places import Key, Place
 from omfs.net import control

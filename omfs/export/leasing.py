@@ -315,7 +315,9 @@ class Leasing:
 
     async def drop_node(self, node_id: int) -> int:
         """Take back all that this node holds, and wait for it; the number of leases."""
-        sessions = [session for session in self._sessions.values() if session.node_id == node_id]
+        # Who is away and holds nothing, as after umount, is not asked: it may never come back.
+        of_node = (session for session in self._sessions.values() if session.node_id == node_id)
+        sessions = [session for session in of_node if session.small or self.owner.held_by(session.key)]
         count = sum(self.owner.held_by(session.key) for session in sessions)
         for over in [self._recall_all_of(session) for session in sessions]:
             await over.wait()

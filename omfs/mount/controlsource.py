@@ -58,7 +58,10 @@ class ControlSource:
         await self._ask(self._mignode, "write_control", deadline_s, **_named(target), text=text, uid=uid)
 
     async def _nomfs(self, **change: bool) -> int:
-        reply = await self._ask(self._export, "nomfs", DEADLINE_S, **change)
+        deadline_s = (
+            BLOCKING_DEADLINE_S if change else DEADLINE_S
+        )  # others give back what they hold, within a lease term
+        reply = await self._ask(self._export, "nomfs", deadline_s, **change)
         is_on = reply.get("on")
         if not isinstance(is_on, bool):
             raise _not_understood(self._export, reply)

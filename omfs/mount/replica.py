@@ -1,8 +1,8 @@
 """Where the magic names lead a process: this mount's copy of the registry of processes (mignode), and what it says.
 
 Nobody waits for mignode to look a name up: all that is remembered of processes is here (magic/places.py), and what is
-not here is an ordinary process, for which everything is this node.  Only where mignode hears of forks, and the
-ancestors of a process do not lead to an entry, it is asked once for that process.  mignode tells every change before
+not here is an ordinary process, for which everything is this node.  Only where mignode hears of forks it is asked once
+for each process without an entry.  mignode tells every change before
 whoever made it is answered; one that begins takes the entries from here, and a mount that begins takes them from it.
 
 A creation through /mfs/magic may change where that leads afterwards: then mignode is told before the name is answered.
@@ -103,11 +103,15 @@ class Replica:
         identity = identify(thread)
         if identity is None:
             return self.own_id
-        place = self._places.nearest(identity, _parent)
-        if place is None:
-            if self._hears_forks and not self._places.is_ordinary(identity):
+        if self._hears_forks:  # then an orphan may be below a stranger with an entry: only mignode knows its ancestors
+            place = self._places.get(identity)
+            if place is None and not self._places.is_ordinary(identity):
                 return None
-            self._places.note_ordinary(identity)
+        else:
+            place = self._places.nearest(identity, _parent)
+            if place is None:
+                self._places.note_ordinary(identity)
+        if place is None:
             return self.own_id
         if name in _LOOKS_INTO:
             return None
@@ -130,16 +134,15 @@ class Replica:
 
     async def _find(self, identity: Identity) -> Place | None:
         """Its entry, or its nearest ancestor's.  A mignode that is not there knows no more than we do."""
-        place = self._places.nearest(identity, _parent)
-        if place is not None or not self._hears_forks:
-            return place
-        reply = await self._ask("resolve", identity)
-        if reply is None:
-            return None
-        found: Place | None = msgspec.convert(reply.get("place"), Place | None)
-        if found is None:
-            self._places.note_ordinary(identity)
-        return found
+        place = self._places.get(identity)
+        if place is None and self._hears_forks and not self._places.is_ordinary(identity):
+            reply = await self._ask("resolve", identity)
+            if reply is not None:
+                found: Place | None = msgspec.convert(reply.get("place"), Place | None)
+                if found is None:
+                    self._places.note_ordinary(identity)
+                return found
+        return place or self._places.nearest(identity, _parent)
 
     async def _created(self, identity: Identity, place: Place) -> Place:
         """A creation through magic where it runs: that is where magic leads from now on."""

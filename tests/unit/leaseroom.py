@@ -86,6 +86,7 @@ class HoldingSession(FakeSession):
         super().__init__(node_id)
         self.software = "test"
         self.heard_s = trio.current_time()
+        self.small: Any = "connected"
         self.asked: list[tuple[wire.Recall, Callable[[bool], None]]] = []
         self.seen: list[wire.Recall] = []
 

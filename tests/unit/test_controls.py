@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
-from omfs.kernel.forkevents import ForkEvents
 
 from mignode.adminvalues import AdminStore, AdminValues
 from mignode.book import Settings as ProcessSettings
@@ -27,6 +26,7 @@ from mignode.registry import Registry
 from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, ControlError
 from omfs.kernel import processes
+from omfs.kernel.forkevents import ForkEvents
 from omfs.magic import controlfiles
 from omfs.net import control
 from omfs.standing import Standing

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from omfs import wire
 from omfs.cache.parts import is_in_part
@@ -54,6 +55,19 @@ async def cached(room: Room, path: Path) -> tuple[Any, bytes]:
     opened = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
     assert opened.data
     return session, handle
+
+
+async def test_who_is_away_and_holds_nothing_is_not_asked(room: Room, file: Path) -> None:
+    """As a mount that has ended in order: it never comes back."""
+    session, _ = await cached(room, file)
+    session.small = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.leasing.drop_node, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [type(recall) for recall in session.seen] == [wire.RecallAll], "it may come back"
+        session.answer_recalls()
+    assert await room.leasing.drop_node(1) == 0
+    assert session.asked == []
 
 
 def shown(*handles: bytes) -> list[str]:

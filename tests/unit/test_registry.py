@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import trio
-from omfs.kernel.forkevents import ForkEvents
 
 from mignode import registry as registry_module
 from mignode.registry import Registry
 from omfs.errors import ControlError
 from omfs.kernel import processes
+from omfs.kernel.forkevents import ForkEvents
 from omfs.kernel.processes import Identity
 from omfs.magic.places import Place
 from omfs.net import control
