@@ -65,6 +65,8 @@ class Asked(Protocol):
     key: bytes
     software: str
 
+    @property
+    def small(self) -> object: ...
     def ask_soon(self, request: wire.Recall, on_answer: Callable[[bool], None]) -> None: ...
     def lease_lapsed(self, now_s: float, term_s: float) -> bool: ...
 
@@ -314,8 +316,7 @@ class Leasing:
         return over
 
     async def drop_node(self, node_id: int) -> int:
-        """Take back all that this node holds, and wait for it; the number of leases."""
-        # Who is away and holds nothing, as after umount, is not asked: it may never come back.
+        """Take back all that this node holds, and wait for that, if it holds any or is there; the number of leases."""
         of_node = (session for session in self._sessions.values() if session.node_id == node_id)
         sessions = [session for session in of_node if session.small or self.owner.held_by(session.key)]
         count = sum(self.owner.held_by(session.key) for session in sessions)
