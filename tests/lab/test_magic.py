@@ -12,7 +12,7 @@ import pytest
 from tests.lab.agents import number_from
 from tests.lab.cluster import Cluster, wait_until
 
-CALLS = number_from("OMFS_MAGIC_CALLS", 3000)
+CALLS = number_from("OMFS_MAGIC_CALLS", 6000)
 NAMES = ("here", "home", "lastexec", "magic", "selected")
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, CALLS // 50))]
