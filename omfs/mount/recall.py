@@ -239,7 +239,8 @@ class Recaller:
         Who is about to change something may ask with the directory locked, and then they can't be forgotten: he is
         answered after a while.  What he does there is judged by the owner.
         """
-        may_have_locked = not only_looks(thread)
+        # From a thread: it may have to wait for that process, and it for us (kernel/processes.py).
+        may_have_locked = not await trio.to_thread.run_sync(only_looks, thread, abandon_on_cancel=True)
         for forgotten in tuple(inode.forgetting):
             while not forgotten.is_set():
                 with trio.move_on_after(LOCKED_BY_ASKER_S if may_have_locked else math.inf):

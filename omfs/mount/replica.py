@@ -1,9 +1,10 @@
 """Where the magic names lead a process: this mount's copy of the registry of processes (mignode), and what it says.
 
 Nobody waits for mignode to look a name up: all that is remembered of processes is here (magic/places.py), and what is
-not here is an ordinary process, for which everything is this node.  Only where mignode hears of forks it is asked once
-for each process without an entry.  mignode tells every change before
-whoever made it is answered; one that begins takes the entries from here, and a mount that begins takes them from it.
+not here is an ordinary process, for which everything is this node.  While there is nothing, nobody looks at processes
+at all.  Only where mignode hears of forks it is asked once for each process without an entry.  mignode tells every
+change before whoever made it is answered; one that begins takes the entries from here, and a mount that begins takes
+them from it.
 
 A creation through /mfs/magic may change where that leads afterwards: then mignode is told before the name is answered.
 Called by magiclinks.py and daemon.py.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -30,9 +31,8 @@ log = logging.getLogger(__name__)
 
 ASK_WITHIN_S: Final = 2.0  # mignode is on this machine
 ORDINARY_MAX: Final = 65536  # processes that need not be asked for again
-_LOOKS_INTO: Final = frozenset({Magic.LASTEXEC, Magic.MAGIC})  # the process that asks, unless it is ordinary
+THREADS_MAX: Final = 256  # that look at processes; one may wait for an execve, which may wait for a silent owner
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Told(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,6 +42,15 @@ class Told(msgspec.Struct, forbid_unknown_fields=True):
     gone: tuple[tuple[int, int], ...] = ()
     fork_events: bool = False
     everything: bool = False
+
+
+class _Seen(NamedTuple):
+    """A process that asks.  *place*: its entry as known here; *image*: its exec identity, where that was wanted."""
+
+    identity: Identity
+    place: Place | None
+    image: str
+    is_creating: bool
 
 
 class Replica:
@@ -54,6 +63,7 @@ class Replica:
         self._mignode = mignode
         self._places = Places(ORDINARY_MAX)
         self._hears_forks = False
+        self._threads = trio.CapacityLimiter(THREADS_MAX)
 
     # ------------------------------------------------------------ what mignode tells
 
@@ -98,57 +108,52 @@ class Replica:
 
     def resolved(self, name: Magic, thread: int) -> int | None:
         """The node that the name leads to for the process of this thread; None: `wait_resolved` must find out."""
-        if not len(self._places):
-            return self.own_id
-        identity = identify(thread)
-        if identity is None:
-            return self.own_id
-        if self._hears_forks:  # then an orphan may be below a stranger with an entry: only mignode knows its ancestors
-            place = self._places.get(identity)
-            if place is None and not self._places.is_ordinary(identity):
-                return None
-        else:
-            place = self._places.nearest(identity, _parent)
-            if place is None:
-                self._places.note_ordinary(identity)
-        if place is None:
-            return self.own_id
-        if name in _LOOKS_INTO:
-            return None
-        return resolve(name, place, "", self.own_id, False)
+        return None if len(self._places) else self.own_id
 
     async def wait_resolved(self, name: Magic, thread: int) -> int:
-        """As `resolved`, where mignode must be asked or told something, or somebody must look into the process."""
-        identity = identify(thread)
-        place = await self._find(identity) if identity is not None else None
-        if identity is None or place is None:
+        """As `resolved`."""
+        seen = await self._aside(self._see, name, thread)
+        place = await self._find(seen) if seen is not None else None
+        if seen is None or place is None:
             return self.own_id
-        image, is_creating = "", False
-        if name is Magic.LASTEXEC:
-            image = await _aside(image_of, identity)
-        if name is Magic.MAGIC:
-            is_creating = await _aside(creates, thread)
-        if is_creating and is_news(place):
-            place = await self._created(identity, place)
-        return resolve(name, place, image, self.own_id, is_creating)
+        if seen.is_creating and is_news(place):
+            place = await self._created(seen.identity, place)
+        return resolve(name, place, seen.image, self.own_id, seen.is_creating)
 
-    async def _find(self, identity: Identity) -> Place | None:
+    def _see(self, name: Magic | None, thread: int) -> _Seen | None:
+        """What must be known of the process, for one name or (None) for all.  In a thread of its own."""
+        identity = identify(thread)
+        if identity is None:
+            return None
+        # Where forks are told, an orphan may be below a stranger with an entry: only mignode knows its ancestors.
+        place = self._places.get(identity) if self._hears_forks else self._places.nearest(identity, _parent)
+        if place is None and not self._hears_forks:
+            return _Seen(identity, None, "", False)
+        image = image_of(identity) if name in (Magic.LASTEXEC, None) else ""
+        return _Seen(identity, place, image, name is Magic.MAGIC and creates(thread))
+
+    async def _find(self, seen: _Seen) -> Place | None:
         """Its entry, or its nearest ancestor's.  A mignode that is not there knows no more than we do."""
-        place = self._places.get(identity)
-        if place is None and self._hears_forks and not self._places.is_ordinary(identity):
-            reply = await self._ask("resolve", identity)
-            if reply is not None:
-                found: Place | None = msgspec.convert(reply.get("place"), Place | None)
-                if found is None:
-                    self._places.note_ordinary(identity)
-                return found
-        return place or self._places.nearest(identity, _parent)
+        if seen.place is not None or not self._hears_forks or self._places.is_ordinary(seen.identity):
+            return seen.place
+        reply = await self._ask("resolve", seen.identity)
+        if reply is None:
+            return await self._aside(self._places.nearest, seen.identity, _parent)
+        place: Place | None = msgspec.convert(reply.get("place"), Place | None)
+        if place is None:
+            self._places.note_ordinary(seen.identity)
+        return place
 
     async def _created(self, identity: Identity, place: Place) -> Place:
         """A creation through magic where it runs: that is where magic leads from now on."""
+        created = msgspec.structs.replace(place.passed_to(identity), magic=place.here)
         if await self._ask("created", identity, node=place.here) is None:  # the next mignode takes it from here
-            self._places.put(msgspec.structs.replace(place.passed_to(identity), magic=place.here))
-        return self._places.nearest(identity, _parent) or place
+            self._places.put(created)
+        return created
+
+    async def _aside(self, look: Callable[..., T], *arguments: object) -> T:
+        """Who looks at a process may have to wait for it, and it for this mount (kernel/processes.py)."""
+        return await trio.to_thread.run_sync(look, *arguments, limiter=self._threads, abandon_on_cancel=True)
 
     async def _ask(self, command: str, identity: Identity, **arguments: object) -> control.Arguments | None:
         """mignode's answer about this process; None: it gives none."""
@@ -168,11 +173,10 @@ class Replica:
         path, pid = arguments.get("path"), arguments.get("pid")
         if not isinstance(pid, int):
             raise ControlError('bad request: "pid" is missing')
-        identity = identify(pid)
-        if identity is None:
+        seen = await self._aside(self._see, None, pid)
+        if seen is None:
             raise ControlError(f"process {pid}: no such process, or not shown to this mount")
-        place = await self._find(identity)
-        image = "" if place is None else await _aside(image_of, identity)
+        place, image = await self._find(seen), seen.image
 
         def explained(name: Magic) -> tuple[int, str]:
             node_id = resolve(name, place, image, self.own_id, False)
@@ -196,11 +200,6 @@ class Replica:
         if first.isdigit():
             return control.WhereReply(int(first), str(below), why="the path names the node")
         return control.WhereReply(self.own_id, str(below), why="it is this node's own")
-
-
-async def _aside(look: Callable[[T], U], at: T) -> U:
-    """In a thread, as who looks into a process may have to wait for it, and it for us (kernel/processes.py)."""
-    return await trio.to_thread.run_sync(look, at, abandon_on_cancel=True)
 
 
 def _parent(key: tuple[int, int]) -> tuple[int, int] | None:

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BLOCK_BYTES: Final = 4096
+THREADS_MAX: Final = 256  # that look at processes; one may wait for an execve, which may wait for a silent owner
 _NOBODY: Final = Identity(0, 0)  # a caller that is not shown here
 
 
@@ -86,6 +87,7 @@ class VirtualTree:
         self._next_file = 1
         self._began_ns = time.time_ns()
         self._callers = Callers()
+        self._threads = trio.CapacityLimiter(THREADS_MAX)
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}  # by request: the thread, and how to end it
         self.drop_listing: Callable[[int], Awaitable[None]] = _not_cached
         self.handlers: dict[int, Handler] = {
@@ -108,7 +110,14 @@ class VirtualTree:
     def entry_of_top(self) -> bytes:
         """What the kernel is told of "proc" in the root (struct fuse_entry_out), for `abi.reply`."""
         top = Spot(tree.TOP)
-        return dirs.known_entry(top.node_id, self._attributes(top), CACHED_S, CACHED_S)
+        return dirs.known_entry(top.node_id, self._told(top, (0, 0)), CACHED_S, CACHED_S)
+
+    async def _identify(self, thread: int) -> Identity | None:
+        return await self._aside(identify, thread)
+
+    async def _aside(self, look: Callable[..., T], *arguments: object) -> T:
+        """Who looks at a process may have to wait for it, and it for this mount (kernel/processes.py)."""
+        return await trio.to_thread.run_sync(look, *arguments, limiter=self._threads, abandon_on_cancel=True)
 
     # ------------------------------------------------------------ names and attributes
 
@@ -118,15 +127,15 @@ class VirtualTree:
         if found is None:
             raise FUSEError(errno.ENOENT)
         valid_s = CACHED_S if found.kind in tree.UNCHANGING else 0
-        return abi.entry_reply(unique, found.node_id, self._attributes(found), valid_s, valid_s)
+        return abi.entry_reply(unique, found.node_id, await self._attributes(found), valid_s, valid_s)
 
     async def _find(self, directory: Spot, name: bytes, thread: int, unique: int) -> Spot | None:
         found = tree.named(directory, name)
         if found is not None:
-            return found if found.kind != tree.SELF else _of_process(tree.SELF, identify(thread))
+            return found if found.kind != tree.SELF else _of_process(tree.SELF, await self._identify(thread))
         number = tree.number_of(name)
         if directory.kind == tree.TOP:
-            identity = identify(number) if number else None
+            identity = await self._identify(number) if number else None
             return _of_process(tree.PROCESS, identity) if identity and identity.pid == number else None
         if number and number in await self._numbers(directory, thread, unique):
             return Spot(tree.NUMBERED[directory.kind], number)
@@ -139,7 +148,8 @@ class VirtualTree:
             case tree.NODES:
                 return self._nodes()
             case tree.GUESTS:
-                target = Target(controlfiles.HPC, controlfiles.GUESTS, *(identify(thread) or _NOBODY))
+                asker = await self._identify(thread) or _NOBODY
+                target = Target(controlfiles.HPC, controlfiles.GUESTS, *asker)
                 try:
                     lines = await self._value(self._source.read(target), thread, unique)
                 except OmfsError as error:  # mignode knows of none, or does not run: then there are none
@@ -148,27 +158,25 @@ class VirtualTree:
                 return {tree.number_of(line) for line in lines.splitlines()} - {0}
         return ()
 
-    def _attributes(self, spot: Spot) -> bytes:
+    async def _attributes(self, spot: Spot) -> bytes:
         """struct fuse_attr.  Raises FUSEError: ESRCH."""
-        uid = gid = 0
-        if spot.of_process:
-            try:
-                uid, gid = owner_of(_process_of(spot))
-            except ProcessLookupError:
-                raise FUSEError(errno.ESRCH) from None
+        return self._told(spot, await self._aside(_owner_of, spot) if spot.of_process else (0, 0))
+
+    def _told(self, spot: Spot, owner: tuple[int, int]) -> bytes:
+        uid, gid = owner
         links, at_ns = 2 if stat.S_ISDIR(spot.mode) else 1, self._began_ns
         told = Attributes(spot.mode, links, uid, gid, 0, 0, 0, _BLOCK_BYTES, at_ns, at_ns, at_ns, spot.inode)
         return abi.attributes(spot.inode, told)
 
     async def _get_attributes(self, hook: Hook, request: memoryview, unique: int) -> bytes:
         hook.next_answers.pop(hook.pid, None)  # justtold.py: that was for this request, had it been for another object
-        return abi.attr_reply(unique, self._attributes(tree.spot_of(hook.node_id)), 0)
+        return abi.attr_reply(unique, await self._attributes(tree.spot_of(hook.node_id)), 0)
 
     async def _set_attributes(self, hook: Hook, request: memoryview, unique: int) -> bytes:
         """Sizes (`echo >` truncates) and times are accepted, as in procfs, and not kept."""
         if abi.setattr_valid(request) & (abi.SETATTR_MODE | abi.SETATTR_UID | abi.SETATTR_GID):
             raise FUSEError(errno.EPERM)
-        return abi.attr_reply(unique, self._attributes(tree.spot_of(hook.node_id)), 0)
+        return abi.attr_reply(unique, await self._attributes(tree.spot_of(hook.node_id)), 0)
 
     async def _read_link(self, hook: Hook, request: memoryview, unique: int) -> bytes:
         return abi.reply(unique, b"%d" % tree.spot_of(hook.node_id).number)
@@ -209,7 +217,7 @@ class VirtualTree:
     async def _read(self, hook: Hook, request: memoryview, unique: int) -> bytes:
         thread, (fh, offset, size_bytes) = hook.pid, abi.read_in(request)
         file = self._files[fh]
-        target = _target(file.spot, thread)
+        target = await self._aside(_target, file.spot, thread)
         if file.text is None or not offset:
             file.text = await self._value(self._source.read(target), thread, unique)
         return abi.reply(unique, file.text[offset : offset + size_bytes])
@@ -229,7 +237,8 @@ class VirtualTree:
         except ValueError as error:
             log.debug("%s: %s", spot.file.name, error)
             raise FUSEError(errno.EINVAL) from None
-        await self._value(self._source.write(_target(spot, thread), text, uid), thread, unique)
+        target = await self._aside(_target, spot, thread)
+        await self._value(self._source.write(target, text, uid), thread, unique)
         return abi.write_reply(unique, write.size_bytes)
 
     async def _value(self, asking: Awaitable[T], thread: int, unique: int) -> T:
@@ -262,6 +271,14 @@ def _process_of(spot: Spot) -> Identity:
     if identity is None or identity.pid != spot.number or tree.ticks_of(identity.start_ticks) != spot.ticks:
         raise FUSEError(errno.ESRCH)
     return identity
+
+
+def _owner_of(spot: Spot) -> tuple[int, int]:
+    """User and group.  Raises FUSEError: ESRCH."""
+    try:
+        return owner_of(_process_of(spot))
+    except ProcessLookupError:
+        raise FUSEError(errno.ESRCH) from None
 
 
 def _target(spot: Spot, thread: int) -> Target:

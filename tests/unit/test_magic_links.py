@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -185,6 +186,25 @@ async def test_a_process_and_its_children_are_led_where_the_registry_says(mount:
     assert await mount.look_up(Magic.SELECTED, child) == 4
     await mount.told(place(here(child), selected=6), all=True)
     assert [await mount.look_up(Magic.SELECTED, thread) for thread in (0, child)] == [OWN, 6]
+
+
+@pytest.mark.parametrize("forks", [True, False])
+async def test_nobody_waits_for_a_process_that_is_looked_at(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch, forks: bool
+) -> None:
+    """It may be in an execve that waits for this mount."""
+    looking: set[int] = set()
+    for name in ("identify", "parent_of", "image_of", "creates"):
+        real = getattr(replicas, name)
+        monkeypatch.setattr(
+            replicas, name, lambda *arguments, real=real: (looking.add(threading.get_ident()), real(*arguments))[1]
+        )
+    await mount.told(place(here(os.getppid()), selected=4), fork_events=forks)
+    for magic in Magic:
+        await mount.look_up(magic)
+    await mount.replica.handlers["where"]({"pid": os.getpid()})
+    assert looking
+    assert threading.get_ident() not in looking
 
 
 async def test_another_process_with_the_same_pid_is_ordinary(mount: Mount, child: int) -> None:
