@@ -20,7 +20,7 @@ demo: bootstrap root ## three nodes on this machine, real commands across them, 
 	@$(AS_ROOT) $(BIN)/omfs-lab demo
 
 test: check root ## everything: the checks below and all tests, also those in the lab; ARGS="-k lock" narrows
-	@$(AS_ROOT) $(BIN)/python -m pytest --pure-coverage $(ARGS)
+	@$(AS_ROOT) $(BIN)/python -m pytest --pure-coverage --durations=30 $(ARGS)
 
 check: bootstrap ## format, lint, types, layers
 	@$(BIN)/ruff format --check

@@ -102,7 +102,7 @@ def run() -> int:
     try:
         with console.status("omfs-lab up -n 3"):
             cluster.up(LabPlan(name=NAME), paths)
-        for part in (_look_around, _copy, _checksums, _git, _sqlite, _locks):
+        for part in (_look_around, _copy, _checksums, _magic, _git, _sqlite, _locks):
             part(stage)
     except Failed as failure:
         console.print(f"[bold red]failed:[/] {escape(str(failure))}")
@@ -116,8 +116,9 @@ def run() -> int:
 
 
 def _look_around(stage: Stage) -> None:
-    seen = stage.show(1, "ls /mfs; cat /mfs/*/etc/hostname")
-    stage.expect(seen.split() == ["1", "2", "3", "node1", "node2", "node3"], "/mfs/N is node N's own tree")
+    seen = stage.show(1, "ls /mfs; cat /mfs/[1-3]/etc/hostname")
+    stage.expect(seen.split()[:3] == ["1", "2", "3"], "the nodes are there")
+    stage.expect(seen.split()[-3:] == ["node1", "node2", "node3"], "/mfs/N is node N's own tree")
     stage.show(1, "omfs-admin status")
 
 
@@ -136,6 +137,14 @@ def _checksums(stage: Stage) -> None:
 
 
 _BIG_FILE: Final = {1: "/mfs/2/srv/big", 2: "/srv/big", 3: "/mfs/2/srv/big"}
+
+
+def _magic(stage: Stage) -> None:
+    stage.title("Names that depend on who asks: here is where a process runs, selected is what it chose")
+    script = "cat /mfs/here/etc/hostname; echo 3 > /mfs/proc/self/selected; cat /mfs/selected/etc/hostname"
+    for node in (1, 2):
+        stage.expect(stage.show(node, script).split() == [f"node{node}", "node3"], "each goes where it should")
+    stage.show(1, "echo 3 > /mfs/proc/self/selected; omfs-admin where /mfs/selected/srv")
 
 
 def _git(stage: Stage) -> None:

@@ -278,8 +278,9 @@ async def test_what_was_just_made_is_not_asked_for(
 async def test_what_came_with_the_open_is_read_without_asking(mount: Mount, autojump_clock: MockClock) -> None:
     mount.owner.grants, mount.owner.caches, mount.owner.data[:] = SHARED, True, b"hello"
     fh = await mount.open(os.O_RDONLY)
-    first, rest = mount.read(fh, 3, 0), mount.read(fh, 4096, 0, 3)
+    first = mount.read(fh, 3, 0)
     await mount.wait_answered(first)
+    rest = mount.read(fh, 4096, 0, 3)
     await mount.wait_answered(rest)
     assert [mount.hook.answers[request][1] for request in (first, rest)] == [b"hel", b"lo"]
     assert not mount.owner.of(wire.ReadBlocks)

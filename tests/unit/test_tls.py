@@ -310,7 +310,8 @@ def test_renewal_keeps_key_and_identity(tmp_path: Path) -> None:
     assert (tmp_path / tls.KEY_FILE).read_bytes() == key
     expires = tls.load_identity(tmp_path, "tls", 9).expires
     assert expires is not None
-    assert abs(expires - NOW - datetime.timedelta(days=100)) < datetime.timedelta(minutes=5)
+    now = datetime.datetime.now(datetime.UTC)
+    assert abs(expires - now - datetime.timedelta(days=100)) < datetime.timedelta(minutes=5)
 
 
 # ---------------------------------------------------------------- bundles
