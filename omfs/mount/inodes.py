@@ -61,12 +61,12 @@ class Inode(Generic[OwnerT]):
 
     *breaks* counts when something that was known of it ceased to hold.  *xattrs*: known under the lease.
     *bare*: what it does not have, with the `hold_of_names` under which that is so.
-    *dropping*: recall.py makes the kernel forget pages of it.  *readers*: who was let to open it for reading under the
-    data lease, and whether to execute it.
+    *filling*: READs under way that fill pages without a data lease.  *dropping*: recall.py makes the kernel forget such
+    pages.  *readers*: who was let to open it for reading under the data lease, and whether to execute it.
     """
 
     __slots__ = (
-        "_attributes", "bare", "breaks", "changes", "changing", "dropping", "forgetting", "handle", "id",
+        "_attributes", "bare", "breaks", "changes", "changing", "dropping", "filling", "forgetting", "handle", "id",
         "is_directory", "lease", "lookups", "owner", "readers", "regain_at_s", "regaining", "wakes", "xattrs",
     )  # fmt: skip
 
@@ -82,6 +82,7 @@ class Inode(Generic[OwnerT]):
         self.readers: set[tuple[Caller, bool]] = set()
         self.bare: tuple[tuple[int, int], Bare] | None = None
         self._attributes: tuple[tuple[int, int, int], Attributes] | None = None
+        self.filling: set[trio.Event] = set()  # set when it is answered; then it is in `dropping`
         self.dropping: set[trio.Event] = set()  # set when a thread has done so
         self.regain_at_s = 0.0  # operations_files.py
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again

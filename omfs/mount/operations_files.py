@@ -268,11 +268,16 @@ class FileOperations(NameOperations):
         hold = inode.hold if inode.lease.data else None
         if hold is not None and hold == file.whole_hold and file.whole:
             return file.take_whole(offset, size_bytes)
+        filled = trio.Event()
+        if hold is None:
+            inode.filling.add(filled)
         try:
             return await file.read(offset, size_bytes)
         finally:
             if hold is None or not inode.lease.data or inode.hold != hold:
                 self.recaller.drop_pages_soon(inode, offset, size_bytes)
+            inode.filling.discard(filled)
+            filled.set()
 
     async def _regain_data(self, inode: Inode[RemoteNode], file: RemoteFile) -> None:
         """The lease was recalled while the file is open: ask for it again, unless somebody writes the file here.

@@ -407,6 +407,16 @@ class Recaller:
         if self.notifier is not None and self._nursery is not None:
             self._nursery.start_soon(self._drop_pages, inode, offset, size_bytes, _dropping(inode))
 
+    @staticmethod
+    async def wait_settled(inode: Inode[RemoteNode]) -> None:
+        """Before the kernel is told a size of a file that it reads through the page cache: pages that were read without
+
+        a lease until now are gone.  They may end where the file ended then, and zeros behind would count as data.
+        """
+        for pages in (inode.filling, inode.dropping):
+            for event in tuple(pages):
+                await event.wait()
+
     async def grow(self, inode: Inode[RemoteNode], size_bytes: int) -> None:
         """Before the kernel is answered that a file, which it reads through the page cache, has this size.
 

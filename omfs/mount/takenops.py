@@ -112,7 +112,11 @@ def _look_up(just_told: JustTold) -> Handler:
         parent = operations.object(hook.node_id)
         node, handle = await operations.place(hook.node_id)
         try:
-            told = operations.found(parent, name, await node.look_up(handle, name, caller))
+            found = await node.look_up(handle, name, caller)
+            known = operations.inodes.known(node, found.handle)
+            if known is not None:
+                await operations.recaller.wait_settled(known)
+            told = operations.found(parent, name, found)
         except NameAbsent as absent:
             absent_s = operations.absent_s(parent, name, absent)
             if not absent_s:
@@ -134,6 +138,7 @@ async def _get_attributes(operations: FileOperations, request: memoryview, uniqu
     if inode.forgetting:
         await operations.recaller.wait_forgotten(inode, operations.hook.pid)
     got = await inode.owner.get_attributes(inode.handle)
+    await operations.recaller.wait_settled(inode)
     if fh is not None and operations.is_cached(fh):
         await operations.recaller.grow(inode, got.attributes.size_bytes)
     return abi.attr_reply(unique, abi.attributes(inode.id, got.attributes), operations.attributes_s(inode, got))

@@ -248,6 +248,42 @@ async def test_a_recall_waits_until_the_kernel_has_the_size(mount: Mount, autoju
     await recalled.wait()
 
 
+@pytest.mark.parametrize("held", ["the read", "the drop of its page"])
+async def test_no_size_is_told_while_a_page_of_before_may_be_there(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch, held: str, autojump_clock: MockClock
+) -> None:
+    """Its zeros behind the end of then would count as data."""
+    mount.owner.grants, mount.owner.caches = SHARED, True
+    fh = await mount.open(os.O_RDONLY)
+    await mount.recall(NONE)
+    mount.owner.caches, mount.owner.grants = False, NONE
+    mount.inode.regain_at_s = math.inf
+    go_on, held_now, ask = trio.Event(), trio.Event(), mount.owner.call_for_bulk
+
+    async def hold() -> None:
+        held_now.set()
+        await go_on.wait()
+
+    async def ask_slowly(request: Any, expect: Any, bulk: Any = b"") -> Any:
+        if isinstance(request, wire.ReadBlocks):
+            await hold()
+        return await ask(request, expect, bulk)
+
+    if held == "the read":
+        monkeypatch.setattr(mount.owner, "call_for_bulk", ask_slowly)
+    else:
+        mount.kernel.launder = hold
+    mount.read(fh, 4096, 0)
+    await held_now.wait()
+    asked = mount.get_attributes(), mount.get_attributes(fh)
+    with trio.move_on_after(1):
+        await mount.wait_answered(asked[0])
+    assert not any(map(mount.answered, asked))
+    go_on.set()
+    for request in asked:
+        await mount.wait_answered(request)
+
+
 async def test_who_reads_a_cached_file_without_its_lease_can_be_recalled(
     mount: Mount, autojump_clock: MockClock
 ) -> None:
