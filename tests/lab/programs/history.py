@@ -36,6 +36,27 @@ def fill(tag: str) -> bytes:
     return tag.ljust(REGISTER_LENGTH, ";").encode()
 
 
+class Commands:
+    """Lines of standard input, of which nothing is hidden in a buffer: two may have come before the first is read."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.is_over = False
+
+    def has_come(self) -> bool:
+        """Whether `next` returns at once."""
+        return b"\n" in self.text or self.is_over or bool(select.select([0], [], [], 0)[0])
+
+    def next(self) -> str:
+        """The next line without its end; "" at the end of all."""
+        while b"\n" not in self.text and not self.is_over:
+            more = os.read(0, 4096)
+            self.text += more
+            self.is_over = not more
+        line, _, self.text = self.text.partition(b"\n")
+        return line.decode()
+
+
 class Worker:
     def __init__(self) -> None:
         self.directory, self.who, self.number = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -45,12 +66,13 @@ class Worker:
         self.kept: dict[tuple[str, int], int] = {}
         self.made = self.files = 0
         self.done: list[list] = []
+        self.commands = Commands()
 
     # ------------------------------------------------------------ running
 
     def run(self) -> None:
         """Until "stop"; after an error of the mount, on with new descriptors as soon as there is a mount again."""
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while not self.commands.has_come():
             try:
                 if self.top < 0:
                     self.connect()
@@ -59,7 +81,7 @@ class Worker:
                 if error.errno not in HONEST:
                     raise
                 self.disconnect()
-        sys.stdin.readline()
+        self.commands.next()
         print(json.dumps(self.done), flush=True)
         self.done = []
 
@@ -262,8 +284,8 @@ class Worker:
 def main() -> None:
     os.umask(0)
     worker = Worker()
-    while line := sys.stdin.readline():
-        worker.keep() if line == "keep\n" else worker.run()
+    while line := worker.commands.next():
+        worker.keep() if line == "keep" else worker.run()
 
 
 main()
