@@ -132,7 +132,8 @@ class VirtualTree:
     async def _find(self, directory: Spot, name: bytes, thread: int, unique: int) -> Spot | None:
         found = tree.named(directory, name)
         if found is not None:
-            return found if found.kind != tree.SELF else _of_process(tree.SELF, await self._identify(thread))
+            # The caller waits for us, so it is in no execve, and is looked at without a thread: many ask at once.
+            return found if found.kind != tree.SELF else _of_process(tree.SELF, identify(thread))
         number = tree.number_of(name)
         if directory.kind == tree.TOP:
             identity = await self._identify(number) if number else None
