@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from omfs.export.guards import Guards, guards_max
 from omfs.export.leasekeeper import LeaseKeeper
 from omfs.export.leasing import Leasing, open_table
 from omfs.export.localchanges import LocalChanges
+from omfs.export.movinglocks import MovingLocks
 from omfs.export.nomfs import Nomfs
 from omfs.export.service import ExportService
 from omfs.export.underleases import UnderLeases
@@ -46,10 +48,12 @@ from omfs.mount.remote import RemoteNode
 from omfs.mount.replica import Replica
 from omfs.mount.session import Session, check_mountpoint, wait_until_answering
 from omfs.mount.telling import Teller
+from omfs.mount.usage import Usage
 from omfs.mount.virtual import VirtualTree
 from omfs.net import control, metricsport
 from omfs.net.peer import Peer
 from omfs.net.server import Server, listen
+from omfs.notify import READY, tell_service_manager
 from omfs.standing import Reload, Standing, errors_unwrapped, heed_signals, prepare_process
 
 DESCRIBE_WITHIN_S = 2.0  # omfs-admin status: a node that is slower shows what the mount knows without it
@@ -76,6 +80,7 @@ class OwnerSide:
     server: Server
     changes: LocalChanges
     nomfs: Nomfs
+    moving_locks: MovingLocks
 
     @classmethod
     def build(cls, settings: Settings, standing: Standing) -> OwnerSide:
@@ -96,7 +101,8 @@ class OwnerSide:
         guards.watch(changes)
         service.description.certificate_expires_s = standing.identity.expires_s
         nomfs = Nomfs(Path(settings.run_dir), server, leasing, settings.lease_term_s)
-        return cls(service, leasing, guards, server, changes, nomfs)
+        moving_locks = MovingLocks(service.locks, server.end_session)
+        return cls(service, leasing, guards, server, changes, nomfs, moving_locks)
 
     def start(self, nursery: trio.Nursery) -> None:
         leasing = self.leasing
@@ -169,12 +175,14 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
     handlers: dict[str, control.Handler] = {
         "status": status, "describe": describe, "drop": dropper.drop, "forget": dropper.forget,
         "guards": dropper.guards, "owned": dropper.owned, "nomfs": owner.nomfs.switch,
+        **owner.moving_locks.handlers,
     }  # fmt: skip
     async with trio.open_nursery() as nursery:
         if metrics_socket is not None:
             from omfs import metrics  # only where they are wanted: it costs 3 MB
 
             await nursery.start(metrics.serve_export, metrics_socket, owner.snapshot)
+        await nursery.start(owner.moving_locks.run)
         await nursery.start(control.serve, Path(settings.run_dir) / "export.sock", handlers)
         await nursery.start(owner.server.run, [listener])
         owner.start(nursery)
@@ -184,6 +192,7 @@ async def _export(settings: Settings, report_ready: Callable[[], None], by_mount
             prepare_process()
             log.info("node %d serves on port %d", standing.local.node_id, settings.port)
             report_ready()
+            tell_service_manager(READY, f"STATUS=node {standing.local.node_id}")
             await trio.sleep_forever()
         await owner.guards.end()
         nursery.cancel_scope.cancel()
@@ -202,6 +211,12 @@ def run_mount(options: MountOptions, settings: Settings, report_ready: Callable[
         trio.run(MountDaemon(options, settings, standing, report_ready).run)
 
 
+def _owner_of(operations: Operations, number: int) -> int:
+    """The node that has this object of a mount; 0: nobody is asked for it."""
+    inode = operations.inodes.peek(number)
+    return inode.owner.node_id if inode is not None else 0
+
+
 class MountDaemon:
     """One mount: a peer per node, the FUSE session, the bind of the local tree, and the export beside it."""
 
@@ -217,7 +232,8 @@ class MountDaemon:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._export = ExportProcess(settings)
         mignode = Path(settings.run_dir) / "mignode.sock"
-        self._replica = Replica(standing.local.node_id, mignode, os.path.realpath(options.mountpoint))
+        mountpoint = os.path.realpath(options.mountpoint)
+        self._replica = Replica(standing.local.node_id, mignode, mountpoint, dfsa=settings.dfsa)
         self._session_scope = trio.CancelScope(shield=True)
         self._served = trio.Event()
 
@@ -251,9 +267,13 @@ class MountDaemon:
         await wait_until_answering(session.mountpoint)
         if self._settings.dfsa:
             await self._bind_self(session)
+        usage = Usage(partial(_owner_of, operations))
+        operations.hook.on_request = usage.seen
         handlers: dict[str, control.Handler] = {
+            "usage": usage.tell,
             "status": self._status, "describe": self._describe_nodes, "ping": self._ping, "identify": self._identify,
             **Teller(self._nodes, operations.inodes, session.mountpoint).handlers, **self._replica.handlers,
+            **operations.moving_locks.handlers,
         }  # fmt: skip
         await nursery.start(control.serve, Path(self._settings.run_dir) / "mount.sock", handlers)
         await nursery.start(heed_signals, self._reloader(nursery, operations), until_told)

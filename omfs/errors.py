@@ -128,3 +128,49 @@ class NotRunning(ControlError):
 
 class LockLost(OmfsError):
     """The owner restarted and another process got the lock before it could be taken again."""
+
+
+class CheckpointError(OmfsError):
+    """CRIU could not do what it was asked for; the text is one line and has CRIU's own reason.
+
+    A process that was to be dumped runs on, one that was to be restored does not exist.
+    """
+
+    errno = _errno.EBUSY  # for who asked for a migration: the process stays where it is
+
+
+class CriuEnded(CheckpointError):
+    """CRIU was killed, or ended by itself without an answer.
+
+    A process that was being dumped runs on in nearly all cases, but a kill in the middle may have taken it along, and
+    a dump that was being finished may have ended it: look.  What a restore had begun never runs, but lies there until
+    its PID namespace ends.
+    """
+
+    definite = False
+
+
+class BodyLost(OmfsError):
+    """A guest's init, and with it the guest's processes on this node, has ended; or another mignode has it now."""
+
+    errno = _errno.ESRCH
+
+
+class StandstillFailed(OmfsError):
+    """Somebody who has a file open can't be kept from its locks for a moment; the text says who, and why."""
+
+    errno = _errno.EBUSY
+
+
+class HandoverRefused(OmfsError):
+    """A guest can't be moved from here now: it is elsewhere, or on its way; the text says which."""
+
+    errno = _errno.EBUSY
+
+
+class MoveFailed(OmfsError):
+    """A migration did not come to its end, and the process runs on where it was; the text says why."""
+
+
+class ImagesDamaged(OmfsError):
+    """The images of a tree are not what was sent; the process stays where it is."""

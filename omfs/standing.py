@@ -23,6 +23,7 @@ from omfs.errors import ConfigError
 from omfs.net.hello import LocalNode
 from omfs.net.nodemap import NodeMap, own_node, read_map
 from omfs.net.tls import LocalIdentity, load_identity
+from omfs.notify import READY, STOPPING, tell_reloading, tell_service_manager
 
 Reload: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -35,6 +36,7 @@ class Standing:
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError (MapError included)."""
         self._settings = settings
+        self._dfsa = settings.dfsa
         self.reloads = 0
         self.node_map: NodeMap
         self.local: LocalNode
@@ -48,7 +50,12 @@ class Standing:
         node_id = own_node(node_map, settings.address)
         identity = load_identity(Path(settings.config_dir), settings.sec, node_id)
         self.node_map, self.identity = node_map, identity
-        self.local = LocalNode(node_id, settings.dfsa, node_map.digest, SOFTWARE)
+        self.local = LocalNode(node_id, self._dfsa, node_map.digest, SOFTWARE)
+
+    def mounted_with(self, dfsa: bool) -> None:
+        """For a daemon beside the mount: what that was mounted with, which fstab may say and omfs.toml not."""
+        self._dfsa = dfsa
+        self.local = replace(self.local, dfsa=dfsa)
 
     def reload(self) -> bool:
         """As `read`, for SIGHUP: a fault is logged and what held goes on holding."""
@@ -68,14 +75,17 @@ class Standing:
 
 
 async def heed_signals(reload: Reload, stop: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-    """SIGHUP reloads; SIGTERM and SIGINT cancel *stop*."""
+    """SIGHUP reloads; SIGTERM and SIGINT cancel *stop*; systemd hears of both."""
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
+                tell_reloading()
                 await reload()
+                tell_service_manager(READY)
             else:
                 log.info("%s: ending", signal.Signals(number).name)
+                tell_service_manager(STOPPING)
                 stop.cancel()
 
 

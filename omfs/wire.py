@@ -44,7 +44,7 @@ from omfs.wiretypes import (
     Standing as Standing,
 )
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 7
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -303,16 +303,35 @@ class ReadDirectory(Message, frozen=True, tag=True):
     bare: bool = False
 
 
+class Moving(Message, frozen=True):
+    """Whose lock goes over to another node: the *process* of a guest, by its number there, in one *attempt* to move it.
+
+    *descriptor*: of that process, where the lock is that of the open file behind it; -1 where it is the process's own.
+    Said by the source of a lock that it has, and by the destination where it takes the same one for the copy.
+    """
+
+    attempt: str
+    process: int
+    descriptor: int = -1
+
+
 class LockFile(Message, frozen=True, tag=True):
-    """flock(2): *operation* LOCK_SH 1, LOCK_EX 2 or LOCK_UN 8; *wait* until it is free."""
+    """flock(2): *operation* LOCK_SH 1, LOCK_EX 2 or LOCK_UN 8; *wait* until it is free.
+
+    *moving*: refused (EAGAIN) where it is not held already, by the sender or under that name.
+    """
 
     open_id: int
     operation: int
     wait: bool
+    moving: Moving | None = None
 
 
 class LockRange(Message, frozen=True, tag=True):
-    """POSIX lock of [start, end] (inclusive; 2**63-1 = to the end); *kind* F_RDLCK 0, F_WRLCK 1, F_UNLCK 2."""
+    """POSIX lock of [start, end] (inclusive; 2**63-1 = to the end); *kind* F_RDLCK 0, F_WRLCK 1, F_UNLCK 2.
+
+    *moving*: refused (EAGAIN) where it is not held already, by the sender or under that name.
+    """
 
     open_id: int
     owner: int
@@ -321,6 +340,7 @@ class LockRange(Message, frozen=True, tag=True):
     end: int
     pid: int
     wait: bool
+    moving: Moving | None = None
 
 
 class ProbeRange(Message, frozen=True, tag=True):

@@ -21,7 +21,7 @@ Pure.  Called by mount/remote.py and mount/recall.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from omfs.wiretypes import Mode
@@ -98,7 +98,11 @@ class Holder:
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:
         """Whether the kernel may remember what *name* in this directory is (or that it is not there)."""
-        return self.granted(directory, serial, mode) is not Mode.NONE and self._names(directory, name)
+        return self.may_name_all(directory, serial, mode, (name,))
+
+    def may_name_all(self, directory: Lease, serial: int, mode: Mode, names: Collection[bytes]) -> bool:
+        """The same of several."""
+        return self.granted(directory, serial, mode) is not Mode.NONE and self._names(directory, names)
 
     def tell_unasked(self, lease: Lease) -> bool:
         """Whether the kernel may remember what is known here of the object, and is told without asking the owner."""
@@ -108,13 +112,13 @@ class Holder:
 
     def may_name_unasked(self, directory: Lease, name: bytes) -> bool:
         """The same of a name in this directory."""
-        return self.tell_unasked(directory) and self._names(directory, name)
+        return self.tell_unasked(directory) and self._names(directory, (name,))
 
     @staticmethod
-    def _names(directory: Lease, name: bytes) -> bool:
+    def _names(directory: Lease, names: Collection[bytes]) -> bool:
         if directory.names is None:
             directory.names = set()
-        directory.names.add(name)
+        directory.names.update(names)
         return True
 
     @staticmethod

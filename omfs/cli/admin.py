@@ -1,7 +1,7 @@
 """omfs-admin: checks the map and the cluster, makes certificates, shows the nodes and who holds leases.
 
 This file holds the command line and turns errors into one line and an exit status; each command family has a
-file of its own (admin_map, admin_certificates, admin_status, admin_leases, admin_check, admin_where) with
+file of its own (admin_map, admin_certificates, admin_status, admin_leases, admin_check, admin_where, admin_doctor) with
 `add_commands` and functions that return the exit status: 0 good, 1 a fault was found, 2 wrong usage (check: or it
 could not run), 3 no mount (status, ping, where) or no omfs-export (drop) is running.
 """
@@ -14,7 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from omfs.cli import admin_certificates, admin_check, admin_leases, admin_map, admin_status, admin_where
+from omfs.cli import (
+    admin_certificates,
+    admin_check,
+    admin_doctor,
+    admin_leases,
+    admin_map,
+    admin_status,
+    admin_where,
+)
 from omfs.cli.admin_options import add_common_options
 from omfs.config import SOFTWARE
 from omfs.errors import NotRunning, OmfsError
@@ -38,7 +46,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=SOFTWARE)
     add_common_options(parser, with_defaults=True)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for family in (admin_map, admin_certificates, admin_status, admin_leases, admin_check, admin_where):
+    families = (admin_map, admin_certificates, admin_status, admin_leases, admin_check, admin_where, admin_doctor)
+    for family in families:
         family.add_commands(commands)
     for command in commands.choices.values():
         add_common_options(command, with_defaults=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import hashes
 from rich.table import Table
 
-from omfs.cli.admin_options import console, map_of, node_number, settings_of
+from omfs.cli.admin_options import console, node_number, own_id, settings_of, written_map_of
 from omfs.config import Settings
 from omfs.errors import ConfigError, MapError
 from omfs.net import authority, tls
@@ -56,12 +56,14 @@ def add_commands(commands: Commands) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     init = commands.add_parser("init", help="make the CA and the first node", description=INIT, formatter_class=raw)
     init.add_argument("--map", metavar="FILE", type=Path, help="the cluster map")
-    init.add_argument("--node", metavar="N", type=node_number, help="this node's id (default: found in the map)")
+    init.add_argument(
+        "--node", metavar="N", type=node_number, help="this node's id (default: by the map, or else its address)"
+    )
     init.add_argument("--force", action="store_true", help="replace an existing CA: every node must join again")
     init.set_defaults(run=_init)
 
     join = commands.add_parser("join", help="give a node its certificate", description=JOIN, formatter_class=raw)
-    join.add_argument("node", metavar="NODE", nargs="?", type=node_number, help="the new node's id")
+    join.add_argument("node", metavar="NODE", nargs="?", type=node_number, help="the new node's id (as init --node)")
     join.add_argument(
         "-o", "--output", metavar="FILE", help="the bundle to write (default omfs-node-N.tar; - = stdout)"
     )
@@ -101,9 +103,9 @@ def _config_dir(arguments: argparse.Namespace, settings: Settings) -> Path:
 def _init(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     config_dir = _config_dir(arguments, settings)
-    node_map = map_of(arguments.map, settings)
-    node_id = arguments.node or own_node(node_map, settings.address)
-    if node_id not in node_map.nodes:
+    node_map = written_map_of(arguments.map, settings)
+    node_id = arguments.node or own_id(node_map, settings)
+    if node_map is not None and node_id not in node_map.nodes:
         raise ConfigError(f"{node_map.path}: node {node_id} is not in the map")
     made = authority.make_authority(config_dir, force=arguments.force)
     authority.install_credentials(config_dir, made.issue(node_id, arguments.days))
@@ -112,8 +114,9 @@ def _init(arguments: argparse.Namespace) -> int:
         f"made the CA of cluster {made.cluster} in {config_dir} (keep {tls.CA_KEY_FILE} secret, and a copy of it safe)"
     )
     print(f"node {node_id}: certificate valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
-    others = [str(other) for other in node_map.nodes if other != node_id]
-    if others:
+    if node_map is None:
+        print("next, as there is no cluster map: omfs-admin join on the other nodes, then omdiscd on all of them")
+    elif others := [str(other) for other in node_map.nodes if other != node_id]:
         few = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
         print(f"next, for each of the other nodes ({few}): omfs-admin join N")
     return 0
@@ -142,8 +145,8 @@ def _write_bundle(arguments: argparse.Namespace) -> int:
     node_id = arguments.node
     if arguments.output == "-" and sys.stdout.isatty():
         arguments.usage_error("a bundle is not for a terminal; send it to a file or a pipe")
-    node_map = map_of(arguments.map, settings)
-    if node_id not in node_map.nodes:
+    node_map = written_map_of(arguments.map, settings)
+    if node_map is not None and node_id not in node_map.nodes:
         raise ConfigError(f"{node_map.path}: node {node_id} is not in the map; add it there first, on all nodes")
     issuer = authority.load_authority(_config_dir(arguments, settings))
     bundle = pack_bundle(issuer.issue(node_id, arguments.days))
@@ -162,7 +165,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if arguments.source.startswith("-") or not arguments.source:
         arguments.usage_error(f'"{arguments.source}" is not a host name')
     settings = settings_of(arguments)
-    node_id = arguments.node or own_node(map_of(arguments.map, settings), settings.address)
+    node_id = arguments.node or own_id(written_map_of(arguments.map, settings), settings)
     # days is passed on so that the new node can ask for a shorter life; the other side checks its range
     remote = [*shlex.split(arguments.remote), "join", str(node_id), "-o", "-", "--days", str(arguments.days)]
     command = [*shlex.split(arguments.ssh), arguments.source, shlex.join(remote)]
@@ -210,7 +213,8 @@ def _check_same_cluster(config_dir: Path, credentials: authority.Credentials) ->
 
 def _check_own_id(arguments: argparse.Namespace, settings: Settings, node_id: int, name: str) -> None:
     try:
-        own = own_node(map_of(arguments.map, settings), settings.address)
+        node_map = written_map_of(arguments.map, settings)
+        own = node_id if node_map is None else own_node(node_map, settings.address)
     except MapError as error:
         print(f"omfs-admin: note: can't check that this is node {node_id}: {error}", file=sys.stderr)
         return

@@ -19,12 +19,11 @@ import trio
 from rich.table import Table
 
 from omfs.cache.table import DIRECTORY, Lease, LeaseReader, SessionNote, read_boot_id
-from omfs.cli.admin_options import console, printable, run_dir_of, settings_of
+from omfs.cli.admin_options import console, node_number, printable, run_dir_of, settings_of
 from omfs.cli.objects import Found, Objects
 from omfs.config import Settings
 from omfs.errors import ConfigError, ControlError, NotRunning
 from omfs.net.control import Arguments, ask
-from omfs.net.nodemap import NODE_ID_MAX
 from omfs.wiretypes import Mode
 
 if TYPE_CHECKING:
@@ -187,9 +186,10 @@ def _drop(arguments: argparse.Namespace) -> int:
     what: str = arguments.what
     request: dict[str, Any]
     if what.isascii() and what.isdigit():
-        if not 1 <= int(what) <= NODE_ID_MAX:
-            raise ControlError(f'"{what}" is not a node id (1..{NODE_ID_MAX}); a file of this name is ./{what}')
-        request, shown = {"node": int(what)}, f"node {what}"
+        try:
+            request, shown = {"node": node_number(what)}, f"node {what}"
+        except argparse.ArgumentTypeError as error:
+            raise ControlError(f"{error}; a file of this name is ./{what}") from None
     else:
         request, shown = {"path": _checked_path(what)}, what
     socket = run_dir_of(arguments) / SOCKET

@@ -10,7 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from omfs.config import DEFAULT_CONFIG, Settings, load_settings
-from omfs.net.nodemap import NODE_ID_MAX, NodeMap, read_map
+from omfs.errors import ConfigError
+from omfs.kernel.interfaces import address_of, chosen_interfaces
+from omfs.net.nodemap import NODE_ID_MAX, NodeMap, id_of_address, own_node, read_map, read_written_map
+
+DIGITS_MAX = 20  # of numbers: Python refuses thousands, in words of its own
 
 
 def add_common_options(parser: argparse.ArgumentParser, *, with_defaults: bool) -> None:
@@ -39,9 +43,29 @@ def map_of(path: Path | None, settings: Settings) -> NodeMap:
     return read_map(path or (Path(settings.map) if settings.map else None))
 
 
+def written_map_of(path: Path | None, settings: Settings) -> NodeMap | None:
+    """As map_of; None where nobody has written one, so that the nodes find each other (omdiscd).  Raises MapError."""
+    if path is not None:
+        return read_map(path)
+    return read_written_map(Path(settings.map) if settings.map else None)
+
+
+def own_id(node_map: NodeMap | None, settings: Settings) -> int:
+    """This machine's id: by the map, or where there is none by its address.  Raises ConfigError."""
+    if node_map is not None:
+        return own_node(node_map, settings.address)
+    try:
+        address = settings.address or address_of(chosen_interfaces(settings.discovery_interfaces)[0])
+        return id_of_address(address)
+    except ConfigError as error:
+        raise ConfigError(
+            f"there is no cluster map, and no id without one (give the id, or write a map): {error}"
+        ) from None
+
+
 def node_number(text: str) -> int:
     """argparse type of a node id."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= NODE_ID_MAX:
+    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX or not 1 <= int(text) <= NODE_ID_MAX:
         raise argparse.ArgumentTypeError(f'"{text}" is not a node id (1..{NODE_ID_MAX})')
     return int(text)
 

@@ -122,7 +122,7 @@ def _state(node: NodeStatus) -> str:
 
 
 def _print_leases(here: LeasesStatus, counters: Mapping[str, int]) -> None:
-    """What others hold here and what recalls did, at both ends."""
+    """What others hold here, what recalls did, at both ends, and what this mount had to ask its owners."""
     mean = f", {_milliseconds(here.recall_mean_s)} on average" if here.recall_mean_s is not None else ""
     under_way = f", {here.recalls_under_way} under way" if here.recalls_under_way else ""
     lines = [
@@ -130,9 +130,16 @@ def _print_leases(here: LeasesStatus, counters: Mapping[str, int]) -> None:
         f"leases held here by others: {here.held} ({here.grants} granted)",
         f"recalls sent: {here.recalls}{mean}{under_way}",
         f"recalls received: {counters.get('recalls', 0)}",
+        f"answered by this mount: {_all_of('answered_', counters)}; asked of the owners: {_all_of('asked_', counters)}",
+        f"written and not yet at the owners: {_size(counters.get('behind_bytes', 0))}"
+        f" of {counters.get('behind_files', 0)} files",
     ]
     for line in lines:
         console().print(line)
+
+
+def _all_of(prefix: str, counters: Mapping[str, int]) -> int:
+    return sum(count for name, count in counters.items() if name.startswith(prefix))
 
 
 def _export(export: ExportStatus) -> str:

@@ -17,7 +17,7 @@ import msgspec
 import trio
 from rich.table import Table
 
-from omfs.cli.admin_options import console, printable, run_dir_of
+from omfs.cli.admin_options import DIGITS_MAX, console, printable, run_dir_of
 from omfs.errors import ControlError
 from omfs.net.control import NamesReply, WhereReply, ask
 
@@ -48,7 +48,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _pid(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= PID_MAX:
+    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX or not 1 <= int(text) <= PID_MAX:
         raise argparse.ArgumentTypeError(f'"{text}" is not a process id')
     return int(text)
 

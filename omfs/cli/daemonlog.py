@@ -1,6 +1,6 @@
 """Where a daemon's log goes: stderr in the foreground, else syslog (the journal), else a file in run_dir.
 
-Called by cli/mount.py and cli/export.py, before the daemon's rooms are loaded.
+Called by cli/mount.py and by behind.py's daemons, before the daemon's rooms are loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ SYSLOG_SOCKET: Final = "/dev/log"
 def log_to_stderr(debug: bool = False) -> None:
     """For a daemon in the foreground."""
     _log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s", debug)
+
+
+def log_nowhere() -> None:
+    """For a daemon in the background that has no log yet: what it can't do it tells who waits, and once is enough."""
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def log_behind(name: str, run_dir: Path, debug: bool = False) -> None:

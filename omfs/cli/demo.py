@@ -42,6 +42,40 @@ for i in $(seq 25); do
 done; echo '25 rows written'"""
 
 
+_TRAVEL: Final = """\
+mkfifo /tmp/go
+mosrun sh -c 'while read line; do echo $line on $(cat /mfs/here/etc/hostname); done' </tmp/go >/tmp/said &
+exec 3>/tmp/go; step() { echo step $1 >&3; until [ "$(wc -l </tmp/said)" = $1 ]; do sleep 0.1; done; }
+step 1; migrate $! 2; step 2; migrate $! 3; step 3; migrate $! home; step 4
+exec 3>&-; wait $!; cat /tmp/said"""
+
+
+_SCAN: Final = """\
+cat > /srv/scan.py <<'END'
+import os, sys, time
+for number in range(1, 10000):
+    began, size = time.monotonic(), 0
+    with open(sys.argv[1], "rb", buffering=0) as data:
+        while part := data.read(1 << 20):
+            size += len(part)
+        os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # as if the memory were too small for all of it
+    rate = size / 1e6 / (time.monotonic() - began)
+    print(f"pass {number} on {open('/mfs/here/etc/hostname').read().strip()}: {rate:.0f} MB/s", flush=True)
+END"""
+_FOLLOW: Final = """\
+mosrun python3 /srv/scan.py /mfs/2/srv/data > /tmp/passes &
+pid=$! SECONDS=0
+until [ "$(cat /mfs/proc/$pid/where)" = 2 ]; do sleep 0.1; done 2>/dev/null
+echo "on node 2 after $SECONDS s"; mosctl why $pid
+passes() { until [ $(grep -c node2 /tmp/passes) -ge $1 ]; do sleep 0.1; done; }
+passes 5; omfs-admin status --json > /tmp/then; passes 55; omfs-admin status --json > /tmp/now
+kill $pid; wait $pid; grep -m 3 node1 /tmp/passes; echo ...; tail -n 3 /tmp/passes"""
+_FETCHED: Final = """\
+import json
+then, now = (json.load(open(f"/tmp/{name}"))["nodes"][1]["bytes_in"] for name in ("then", "now"))
+print(then // 1000000, (now - then) // 1000000)"""
+
+
 class Failed(Exception):
     """A command did not give what it should."""
 
@@ -59,10 +93,19 @@ class Stage:
         """Run a script on a node, show it and what it prints; gives that.  Raises Failed where it fails."""
         return self.finish(node, script, self.begin(node, script))
 
+    def ask(self, node: int, script: str) -> str:
+        """What a script prints, without showing either.  Raises Failed where it fails."""
+        process = self._start(node, script)
+        return self._output(node, script, process)
+
     def begin(self, node: int, script: str) -> subprocess.Popen[str]:
         """Show a script and start it."""
         prompt, *rest = script.splitlines()
         self.console.print(f"[bold green]node{node}#[/] {escape(prompt)}", *(escape(line) for line in rest), sep="\n")
+        return self._start(node, script)
+
+    @staticmethod
+    def _start(node: int, script: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "omfs.cli.lab", "exec", "--name", NAME, str(node), "--", "bash", "-c", script],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -71,12 +114,15 @@ class Stage:
 
     def finish(self, node: int, script: str, process: subprocess.Popen[str]) -> str:
         """Wait for a script; show and give what it prints.  Raises Failed where it fails or hangs."""
+        return self._output(node, script, process, shown=True)
+
+    def _output(self, node: int, script: str, process: subprocess.Popen[str], *, shown: bool = False) -> str:
         try:
             output, _ = process.communicate(timeout=_FINISH_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             raise Failed(f"node{node}: no end within {_FINISH_TIMEOUT_S:.0f} s: {script}") from None
-        if output:
+        if output and shown:
             self.console.print(escape(output.rstrip("\n")))
         if process.returncode:
             raise Failed(f"node{node}: exit status {process.returncode}: {script}")
@@ -102,7 +148,7 @@ def run() -> int:
     try:
         with console.status("omfs-lab up -n 3"):
             cluster.up(LabPlan(name=NAME), paths)
-        for part in (_look_around, _copy, _checksums, _magic, _git, _sqlite, _locks):
+        for part in (_look_around, _copy, _checksums, _magic, _git, _sqlite, _locks, _move, _follow):
             part(stage)
     except Failed as failure:
         console.print(f"[bold red]failed:[/] {escape(str(failure))}")
@@ -181,3 +227,25 @@ def _locks(stage: Stage) -> None:
         stage.expect(stage.show(node, attempt.format(path)) == "somebody has it\n", f"node {node} does not get it")
     stage.finish(1, script, holder)  # its input ends, and so does it
     stage.expect(stage.show(3, attempt.format("/mfs/2/srv/lock")) == "got it\n", "now node 3 gets it")
+
+
+def _move(stage: Stage) -> None:
+    stage.title("A program moves while it runs: to node 2, to node 3, and home; its output stays where it is")
+    said = stage.show(1, _TRAVEL).splitlines()
+    stage.expect(said == [f"step {1 + i} on node{node}" for i, node in enumerate((1, 2, 3, 1))], "it was everywhere")
+
+
+def _follow(stage: Stage) -> None:
+    stage.title("A program that reads much on node 2 is moved there by itself; nobody says so")
+    stage.show(2, "truncate -s 20M /srv/data")
+    stage.show(1, _SCAN)
+    stage.show(1, _FOLLOW)
+    passes = [line.split() for line in stage.ask(1, "cat /tmp/passes").splitlines()]
+    stage.expect(
+        [int(words[1]) for words in passes] == list(range(1, len(passes) + 1)), "no pass is lost or told twice"
+    )
+    before, after = stage.ask(1, f"python3 -c '{_FETCHED}'").split()
+    stage.expect(
+        int(after) < 100,
+        f"node 1 had fetched {before} MB for it, and {after} MB in fifty more passes there, of 21 MB each",
+    )

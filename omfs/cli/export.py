@@ -11,7 +11,6 @@ no privilege that passes quotas) is arranged here, before any thread exists.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,20 +18,26 @@ from pathlib import Path
 
 import msgspec
 
-from omfs.cli.behind import FAILED, READY, Report, serve_behind
+from omfs.cli.behind import READY, Report, serve_behind, serving
 from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import DEFAULT_CONFIG, Settings, load_settings
 from omfs.errors import ConfigError
 
 
-def main() -> int:
-    """Entry point; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omfs-export", description="Serve this node's tree to the cluster.")
     parser.add_argument("--config", metavar="FILE", type=Path, help=f"settings (default {DEFAULT_CONFIG})")
     parser.add_argument("--foreground", action="store_true", help="do not go behind; log to stderr")
     parser.add_argument("--report-fd", metavar="N", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--settings-json", metavar="JSON", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    arguments = build_parser().parse_args()
+    if arguments.settings_json is not None:  # a mount's is no service: it must not speak in the name of the mount's
+        os.environ.pop("NOTIFY_SOCKET", None)
     report = Report(arguments.report_fd)
     if arguments.foreground and arguments.report_fd < 0:
         log_to_stderr()
@@ -52,22 +57,18 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace, report: Report) -> int:
     """Serve until SIGTERM; the exit status."""
-    try:
-        settings = _settings(arguments)
-        if report.is_awaited:
-            log_behind("omfs-export", Path(settings.run_dir))
-        run_export = _load()
-        run_export(settings, lambda: report.tell(READY), by_mount=arguments.settings_json is not None)
-    except ConfigError as error:
-        if not report.is_awaited:  # who waits says it
-            print(f"omfs-export: {error}", file=sys.stderr)
-        report.tell(f"{error}\n".encode())
-        return FAILED
-    except Exception as error:
-        logging.getLogger(__name__).exception("omfs-export ends")
-        report.tell(f"omfs-export failed: {error!r}\n".encode())
-        return FAILED
-    return 0
+    return serving("omfs-export", lambda: _run(arguments, report), report)
+
+
+def _run(arguments: argparse.Namespace, report: Report) -> None:
+    """Raises ConfigError."""
+    settings = _settings(arguments)
+    if os.geteuid() != 0:
+        raise ConfigError("must run as root: it does what the users of other nodes may")
+    if report.is_awaited:
+        log_behind("omfs-export", Path(settings.run_dir))
+    run_export = _load()
+    run_export(settings, lambda: report.tell(READY), by_mount=arguments.settings_json is not None)
 
 
 def _load() -> Callable[..., None]:

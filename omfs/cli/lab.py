@@ -40,7 +40,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)  # `up` takes down what it has begun
     try:
@@ -61,7 +61,7 @@ def _interrupt(number: int, frame: object) -> None:
 # ---------------------------------------------------------------- usage
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="omfs-lab", description=_DESCRIPTION, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,6 +115,14 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--size", default=topology.DEFAULT_SIZE, help="of each node's disk, sparse (default: %(default)s; e.g. 64M)"
     )
+    up.add_argument("--memory", default="0", metavar="SIZE", help="a node's processes may have so much (e.g. 512M)")
+    up.add_argument(
+        "--processors",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="and use so many processors' time together (e.g. 0.6)",
+    )
     up.add_argument("--no-mount", action="store_true", help="start the nodes only, without /mfs and daemons")
 
 
@@ -134,6 +142,7 @@ def _up(options: argparse.Namespace) -> int:
     plan = LabPlan(
         name=options.name, nodes=options.nodes, sec=options.sec, dfsa=bool(options.dfsa),
         size_bytes=topology.parse_size(options.size), mount=not options.no_mount,
+        memory_bytes=topology.parse_size(options.memory), processors=options.processors,
     )  # fmt: skip
     plan.check()
     console = _console(stderr=True)

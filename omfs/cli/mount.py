@@ -19,8 +19,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from omfs.cli.daemonlog import log_behind, log_to_stderr
-from omfs.config import Settings
+from omfs.cli.daemonlog import log_behind, log_nowhere, log_to_stderr
+from omfs.config import SOFTWARE, Settings
 from omfs.errors import ConfigError, OmfsError
 from omfs.mount.options import MountOptions, parse, settings_for
 
@@ -44,6 +44,9 @@ def main() -> int:
     if flags & {"-h", "--help"}:
         print(USAGE)
         return 0
+    if flags & {"-V", "--version"}:
+        print(SOFTWARE)
+        return 0
     if len(words) != 2:
         print(USAGE, file=sys.stderr)
         return _USAGE_ERROR
@@ -62,6 +65,8 @@ def main() -> int:
         for name, value in said:
             if name == "-N":
                 _enter(value)
+        if os.geteuid() != 0:
+            raise ConfigError("must run as root: it mounts for all users")
         if options.remount:
             _remount(options, settings)
             return 0
@@ -112,6 +117,7 @@ def _run_behind(options: MountOptions, settings: Settings) -> int:
         os.close(receiving)
         os.setsid()
         os.chdir("/")
+        log_nowhere()
         status = _serve(options, settings, sending)
     finally:
         os._exit(status)

@@ -23,6 +23,7 @@ from omfs import wire
 from omfs.errors import OpenLost
 from omfs.export.bare import bare_of
 from omfs.export.disk import Disk, Place, attributes_of, check_name
+from omfs.export.flock import Flock
 from omfs.export.listings import Listing
 from omfs.export.metadata import SLOW_TRUNCATION_BYTES
 from omfs.export.names import SLOW_REMOVAL_BYTES, Umask, directory_now, must_be_makeable
@@ -38,7 +39,7 @@ _ADDED_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 class Opened:
     """One open id's descriptor.  *identity* opened it and is acted under when writing (quotas, reserved blocks)."""
 
-    __slots__ = ("_closing", "_users", "fd", "flags", "identity", "listing", "place", "suspects")
+    __slots__ = ("_closing", "_users", "fd", "flags", "flock", "identity", "listing", "place", "suspects")
 
     def __init__(self, fd: int, flags: int, place: Place, identity: Identity) -> None:
         self.fd = fd
@@ -46,6 +47,7 @@ class Opened:
         self.place = place
         self.identity = identity
         self.listing = Listing(fd) if place.is_directory else None
+        self.flock: Flock | None = None  # what it has locked by flock(2) (flocks.py)
         self.suspects = 0  # so many transfers will not be tried in the trio thread (blocks.py)
         self._users = 0
         self._closing = False
@@ -79,6 +81,9 @@ class Opened:
     def give_up(self) -> int:
         """No new users from now on: the descriptor, which the caller must close, or -1 if its last user will."""
         self._closing = True
+        if self.flock is not None:
+            self.flock.close()
+            self.flock = None
         return -1 if self._users else self.fd
 
 

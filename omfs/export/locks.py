@@ -1,4 +1,4 @@
-"""File locks for holders: flock on the open id's own descriptor, POSIX locks as open file description locks.
+"""File locks for holders: POSIX locks as open file description locks; those by flock(2) are flocks.py's.
 
 A POSIX lock belongs to (session, file, lock owner), and each of these has one extra descriptor, so the kernel keeps
 the owners apart, merges what one of them holds, and lets native programs on this node compete fairly.  Waiting is
@@ -6,7 +6,7 @@ done in worker threads (their number is limited: ENOLCK beyond), and a wait that
 signalled until it is out, and a lock that was got in the last moment is given back.  Threads that wait while their
 owner gives its locks up leave the old descriptor and go on waiting on a new one, as native ones go on.
 
-Invariants: flock locks end with CloseFile, POSIX locks with ReleaseLocks, with the last CloseFile of the file in
+Invariants: POSIX locks end with ReleaseLocks, with the last CloseFile of the file in
 the session, or with the session.  Deadlocks are not detected (EDEADLK), as for any OFD lock.  Trio thread only, but
 for LockWait.run.  Called by export/service.py.
 """
@@ -14,24 +14,24 @@ for LockWait.run.  Called by export/service.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
 
 from omfs import wire
 from omfs.config import LOCK_WAITERS_MAX
-from omfs.export.files import Opened, SessionFiles, Share, perhaps_appending
+from omfs.export.files import Opened, SessionFiles, Share
+from omfs.export.flocks import Flocks
+from omfs.export.movingopens import OFD, FileId, OpenLock, file_id
+from omfs.export.rangeowners import Arrival, RangeOwner, SessionLocks, made_writable
 from omfs.export.ranges import F_RDLCK, F_UNLCK, F_WRLCK, HeldRanges
-from omfs.kernel import objects
 from omfs.kernel.filelocks import (
     RANGE_END,
     LockWait,
     RangeLock,
-    block_in_flock,
     block_in_range,
     probe_range,
     set_range,
@@ -40,92 +40,9 @@ from omfs.net.server import Answer
 
 SIGNAL_AGAIN_S: Final = 0.01  # a signal that came before the system call began is lost, so another one follows
 
+HELD_UP_S: Final = 60.0  # guest_timeout_s: as long as the node that a guest has left may take to end its copy
+
 _DONE: Final = wire.Done()
-
-
-class RangeOwner:
-    """One lock owner's descriptor for one file and what it has locked there."""
-
-    def __init__(self, opened: Opened, share: Share) -> None:
-        """OSError: ENFILE, and what opening raises."""
-        share.take()
-        try:
-            self.fd = _lock_descriptor(opened)
-        except BaseException:
-            share.give_back()
-            raise
-        self.handle = opened.place.handle
-        self.is_writable = opened.is_writable
-        self.held = HeldRanges()
-        self.is_released = False
-        self._share = share
-        self._waits: set[trio.CancelScope] = set()  # of threads inside a lock call on the descriptor
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.held and not self._waits
-
-    def release(self) -> None:
-        """All locks end, and all waits on the descriptor; the last one closes it."""
-        self.is_released = True
-        self._give_up()
-        for scope in self._waits:
-            scope.cancel()
-
-    def _give_up(self) -> None:
-        if self._waits:
-            set_range(self.fd, F_UNLCK, 0, RANGE_END)
-        else:
-            os.close(self.fd)
-            self._share.give_back()
-
-    @contextmanager
-    def waited_on(self) -> Iterator[None]:
-        """Wait on the descriptor inside; left early when the owner is released."""
-        with trio.CancelScope() as scope:
-            self._waits.add(scope)
-            try:
-                yield
-            finally:
-                self._waits.discard(scope)
-                if self.is_released:  # also what came in the last moment
-                    self._give_up()
-
-
-class SessionLocks:
-    """The POSIX locks of one session, by file handle and lock owner."""
-
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self._owners: dict[bytes, dict[int, RangeOwner]] = {}
-
-    def find(self, handle: bytes, owner: int) -> RangeOwner | None:
-        return self._owners.get(handle, {}).get(owner)
-
-    def add(self, handle: bytes, owner: int, entry: RangeOwner) -> None:
-        self._owners.setdefault(handle, {})[owner] = entry
-
-    def of_file(self, handle: bytes) -> list[RangeOwner]:
-        return list(self._owners.get(handle, {}).values())
-
-    def release(self, handle: bytes, owner: int) -> None:
-        """The owner closed the file: all its locks there end."""
-        owners = self._owners.get(handle, {})
-        entry = owners.pop(owner, None)
-        if entry is not None:
-            entry.release()
-            if not owners:
-                del self._owners[handle]
-
-    def release_file(self, handle: bytes) -> None:
-        """The session does not have the file open any more."""
-        for entry in self._owners.pop(handle, {}).values():
-            entry.release()
-
-    def release_all(self) -> None:
-        """The session ended."""
-        for handle in list(self._owners):
-            self.release_file(handle)
 
 
 class Locks:
@@ -134,10 +51,13 @@ class Locks:
     def __init__(self) -> None:
         self._waiters = trio.CapacityLimiter(LOCK_WAITERS_MAX)
         self._sessions: set[SessionLocks] = set()
+        self._halts: dict[FileId, trio.Event] = {}  # files whose locks go over just now
+        self.arrivals: dict[str, Arrival] = {}  # by the attempt to move
+        self.flocks = Flocks(self._wait, self.arrivals, self._halt_of, self._wait_not_halted)
 
-    def begin_session(self, share: Share) -> SessionLocks:
+    def begin_session(self, share: Share, key: bytes = b"") -> SessionLocks:
         """A session's own table."""
-        locks = SessionLocks(share)
+        locks = SessionLocks(share, key)
         self._sessions.add(locks)
         return locks
 
@@ -161,34 +81,129 @@ class Locks:
                 give_back()
             raise
 
-    # ------------------------------------------------------------ flock
-
-    def lock_file(self, files: SessionFiles, request: wire.LockFile) -> Answer | Coroutine[Any, Any, Answer]:
-        """flock; EAGAIN when it is taken and the request does not want to wait."""
-        opened = files.get(request.open_id)
-        if request.operation not in (fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        try:
-            fcntl.flock(opened.fd, request.operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if request.wait:
-                return self._wait_file(files.share, opened, request.operation)
-            raise
-        return _DONE, b""
-
-    async def _wait_file(self, share: Share, opened: Opened, operation: int) -> Answer:
-        with opened as fd:
-            await self._wait(share, lambda: block_in_flock(fd, operation), lambda: fcntl.flock(fd, fcntl.LOCK_UN))
-        return _DONE, b""
-
     # ------------------------------------------------------------ POSIX locks
 
     def lock_range(
         self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange
     ) -> Answer | Coroutine[Any, Any, Answer]:
         """fcntl F_SETLK or F_SETLKW; EAGAIN when it is taken and the request does not want to wait."""
+        if self._held_up(files, locks, request) is not None:
+            return self._lock_later(files, locks, request)
         taken = self._try_range(files, locks, request)
         return (_DONE, b"") if taken is None else self._wait_range(files, locks, request, taken)
+
+    async def _lock_later(self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange) -> Answer:
+        await self._wait_free(files, locks, request)
+        taken = self._try_range(files, locks, request)
+        return (_DONE, b"") if taken is None else await self._wait_range(files, locks, request, taken)
+
+    def _held_up(
+        self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange | wire.ProbeRange
+    ) -> trio.Event | None:
+        """What is to be waited for before the kernel tells who has a lock."""
+        opened = files.get(request.open_id)
+        if (halt := self._halt_of(opened.fd)) is not None:
+            return halt
+        entry = locks.find(opened.place.handle, request.owner)
+        is_move = isinstance(request, wire.LockRange) and request.moving is not None
+        return None if entry is None or is_move else entry.elsewhere
+
+    def _halt_of(self, fd: int) -> trio.Event | None:
+        return self._halts.get(file_id(fd)) if self._halts else None
+
+    async def _wait_not_halted(self, fd: int) -> None:
+        with trio.move_on_after(HELD_UP_S):
+            while (halt := self._halt_of(fd)) is not None:
+                await halt.wait()
+            return
+        raise OSError(errno.ENOLCK, "a lock of the file goes over to another node")
+
+    async def _wait_free(
+        self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange | wire.ProbeRange
+    ) -> None:
+        with trio.move_on_after(HELD_UP_S) as waiting:
+            while (event := self._held_up(files, locks, request)) is not None:
+                await event.wait()
+        if waiting.cancelled_caught:
+            raise OSError(errno.ENOLCK, "a lock of the program is still at the node that it came from")
+
+    @asynccontextmanager
+    async def halted(self, files: Iterable[FileId]) -> AsyncIterator[None]:
+        """Nobody asks for locks of these files inside, and nobody waits for one in the kernel."""
+        halt, names = trio.Event(), frozenset(files)
+        for file in names:
+            assert file not in self._halts  # one move at a time (movinglocks.py)
+            self._halts[file] = halt
+        try:
+            await self.flocks.stop_waits(names, SIGNAL_AGAIN_S)
+            while waiting := [entry for entry in self._waited_on() if file_id(entry.fd) in names]:
+                for entry in waiting:
+                    entry.stop_waits()
+                await trio.sleep(SIGNAL_AGAIN_S)
+            yield
+        finally:
+            for file in names:
+                del self._halts[file]
+            halt.set()
+
+    def _waited_on(self) -> list[RangeOwner]:
+        return [entry for session in self._sessions for entry in session.all() if entry.is_waited_on]
+
+    def of_file(self, handle: bytes) -> list[RangeOwner]:
+        """Each once, though two nodes have it."""
+        return list(dict.fromkeys(entry for session in self._sessions for entry in session.of_file(handle)))
+
+    def of_attempt(self, attempt: str) -> list[RangeOwner]:
+        """The same, of what moves in this attempt."""
+        return list(dict.fromkeys(entry for session in self._sessions for entry in session.of_attempt(attempt)))
+
+    def _take_over(
+        self, opened: Opened, locks: SessionLocks, request: wire.LockRange, lock: RangeLock, moving: wire.Moving
+    ) -> None:
+        """A lock that is held already, by the sender or where it came from.  EAGAIN where it is not."""
+        handle = opened.place.handle
+        entry = locks.find(handle, request.owner)
+        if entry is None:
+            found = (one for one in self.of_file(handle) if one.moving == moving and one.has(lock))
+            entry = next(found, None)
+            if entry is None:
+                entry = self._arrived(opened, locks, lock, moving)
+            locks.add(handle, request.owner, entry)
+        elif not entry.has(lock) and not self._arrives(opened, entry, lock, moving):
+            raise BlockingIOError(errno.EAGAIN, "the lock is not held any more")
+        entry.moving = moving
+
+    def _arrived(self, opened: Opened, locks: SessionLocks, lock: RangeLock, moving: wire.Moving) -> RangeOwner:
+        """The first lock of a process that had it natively."""
+        arrival = self.arrivals.get(moving.attempt)
+        native = arrival.open_of(moving) if arrival is not None else None
+        if arrival is not None and native is not None:
+            fd = native.given(opened.fd, _of_open_file(lock))
+            entry = RangeOwner(opened, locks.share, fd)
+            entry.held.set(lock)
+            arrival.copies.append(entry)
+            return entry
+        if arrival is None or not arrival.has(opened.fd, moving.process, lock):
+            raise BlockingIOError(errno.EAGAIN, "the lock is not held any more")
+        entry = RangeOwner(opened, locks.share)
+        entry.elsewhere = arrival.is_over
+        entry.held.set(lock)
+        arrival.entries.append(entry)
+        return entry
+
+    def _arrives(self, opened: Opened, entry: RangeOwner, lock: RangeLock, moving: wire.Moving) -> bool:
+        """Another one of it."""
+        arrival = self.arrivals.get(moving.attempt)
+        if arrival is None:
+            return False
+        if entry in arrival.copies:
+            native = arrival.open_of(moving)
+            if native is None or _of_open_file(lock) not in native.locks:
+                return False
+        elif entry not in arrival.entries or not arrival.has(opened.fd, moving.process, lock):
+            return False
+        entry.held.set(lock)
+        return True
 
     def _try_range(self, files: SessionFiles, locks: SessionLocks, request: wire.LockRange) -> RangeOwner | None:
         """None: done; or the lock owner whose descriptor is to be waited on."""
@@ -205,13 +220,14 @@ class Locks:
             return None
         if not (opened.is_writable if lock.kind == F_WRLCK else opened.is_readable):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if request.moving is not None:
+            self._take_over(opened, locks, request, lock, request.moving)
+            return None
         if entry is None:
             entry = RangeOwner(opened, locks.share)
             locks.add(handle, request.owner, entry)
         elif lock.kind == F_WRLCK and not entry.is_writable:
-            entry = _made_writable(entry, opened, locks.share)
-            locks.release(handle, request.owner)
-            locks.add(handle, request.owner, entry)
+            entry = made_writable(entry, opened, locks.share)
         try:
             set_range(entry.fd, lock.kind, lock.start, lock.end)
         except BaseException as error:
@@ -233,12 +249,13 @@ class Locks:
             if not taken.is_released and await self._waited(locks, request.owner, taken, lock):
                 break
             await trio.lowlevel.checkpoint()
+            await self._wait_free(files, locks, request)
             taken = self._try_range(files, locks, request)
         return _DONE, b""
 
     async def _waited(self, locks: SessionLocks, owner: int, entry: RangeOwner, lock: RangeLock) -> bool:
-        """Wait on this descriptor; False when its owner gave its locks up meanwhile."""
-        fd = entry.fd
+        """Wait on this descriptor; False when its owner gave its locks up meanwhile, or nobody may wait now."""
+        fd, is_locked = entry.fd, False
         try:
             with entry.waited_on():
                 await self._wait(
@@ -248,13 +265,25 @@ class Locks:
                 )
                 if not entry.is_released:
                     entry.held.set(lock)
+                    is_locked = True
         finally:
             if not entry.is_released and entry.is_idle:
                 locks.release(entry.handle, owner)
-        return not entry.is_released
+        return is_locked
 
-    def probe(self, files: SessionFiles, locks: SessionLocks, request: wire.ProbeRange) -> wire.RangeProbed:
+    def probe(
+        self, files: SessionFiles, locks: SessionLocks, request: wire.ProbeRange
+    ) -> Answer | Coroutine[Any, Any, Answer]:
         """fcntl F_GETLK; the pid is that of a native program here, or of the program on another node that holds it."""
+        if self._held_up(files, locks, request) is not None:
+            return self._probe_later(files, locks, request)
+        return self._probe(files, locks, request), b""
+
+    async def _probe_later(self, files: SessionFiles, locks: SessionLocks, request: wire.ProbeRange) -> Answer:
+        await self._wait_free(files, locks, request)
+        return self._probe(files, locks, request), b""
+
+    def _probe(self, files: SessionFiles, locks: SessionLocks, request: wire.ProbeRange) -> wire.RangeProbed:
         opened = files.get(request.open_id)
         lock = _checked(request.kind, request.start, request.end, 0)
         if lock.kind == F_UNLCK:
@@ -283,28 +312,8 @@ def _checked(kind: int, start: int, end: int, pid: int) -> RangeLock:
     return RangeLock(kind, start, end, pid)
 
 
-def _lock_descriptor(opened: Opened) -> int:
-    """A description of its own for one lock owner.
-
-    As the file was opened: only what may write can take a write lock, and opening a file for writing that nobody
-    wants to write would copy it up on an overlay and make it unexecutable meanwhile.  Opened with root's rights:
-    the mode may have changed since the caller opened it.
-    """
-    flags = (os.O_RDWR if opened.is_writable else os.O_RDONLY) | os.O_CLOEXEC
-    return perhaps_appending(lambda flags: objects.reopen(opened.fd, flags), flags, os.O_APPEND)
-
-
-def _made_writable(entry: RangeOwner, opened: Opened, share: Share) -> RangeOwner:
-    """The owner's read locks on a new descriptor that can take write locks too (both can hold them for a moment)."""
-    new = RangeOwner(opened, share)
-    try:
-        for lock in entry.held:
-            set_range(new.fd, F_RDLCK, lock.start, lock.end)
-            new.held.set(lock)
-    except BaseException:
-        new.release()
-        raise
-    return new
+def _of_open_file(lock: RangeLock) -> OpenLock:
+    return OpenLock(OFD, lock.kind, lock.start, lock.end)
 
 
 def _give_back(entry: RangeOwner, lock: RangeLock) -> None:

@@ -33,9 +33,10 @@ from omfs.export.disk import Disk, Place, attributes_of, check_exportable, check
 from omfs.export.files import Opened, OpenIds, SessionFiles, Share, holds_big_orphan, writable_of
 from omfs.export.handles import Sealer, load_key
 from omfs.export.listings import Leases, NoLeases, Reader, read_directory
-from omfs.export.locks import Locks, SessionLocks
+from omfs.export.locks import Locks
 from omfs.export.mounts import Mounts
 from omfs.export.ownmount import OwnMount
+from omfs.export.rangeowners import SessionLocks
 from omfs.export.trees import ExportTrees
 from omfs.kernel.credentials import CAP_SYS_RESOURCE, drop_effective_capability, require_root
 from omfs.kernel.filelease import block_signals
@@ -101,7 +102,7 @@ class ExportService:
         check_exportable(self.disk)
         self.leases: Leases = NoLeases()  # set by underleases.py: entries of listings are granted one by one
         self._blocks = Blocks()
-        self._locks = Locks()
+        self.locks = Locks()
         self._ids = OpenIds()
         self._shares: dict[int, Share] = {}  # by node id
         self._lease_waiters = trio.CapacityLimiter(LEASE_WAITERS_MAX)
@@ -144,7 +145,9 @@ class ExportService:
             most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             share = Share(most // DESCRIPTORS_SHARE, LOCK_WAITERS_MAX // WAITERS_SHARE)
             self._shares[session.node_id] = share
-        holder = session.data = Holder(session, SessionFiles(self._ids, share), self._locks.begin_session(share))
+        holder = session.data = Holder(
+            session, SessionFiles(self._ids, share), self.locks.begin_session(share, session.key)
+        )
         return holder
 
     def given_up(self, session: Session, reply: wire.Message) -> None:
@@ -159,7 +162,7 @@ class ExportService:
         holder: Holder | None = session.data
         if holder is not None:
             session.data = None
-            self._locks.end_session(holder.locks)
+            self.locks.end_session(holder.locks)
             holder.files.close_all()
 
     def _describe_node(self, holder: Holder, request: wire.DescribeNode, bulk: Buffer) -> Answer:
@@ -425,13 +428,13 @@ class ExportService:
     # ------------------------------------------------------------ locks
 
     def _lock_file(self, holder: Holder, request: wire.LockFile, bulk: Buffer) -> MaybeSlow:
-        return self._locks.lock_file(holder.files, request)
+        return self.locks.flocks.lock(holder.files, holder.locks.key, request)
 
     def _lock_range(self, holder: Holder, request: wire.LockRange, bulk: Buffer) -> MaybeSlow:
-        return self._locks.lock_range(holder.files, holder.locks, request)
+        return self.locks.lock_range(holder.files, holder.locks, request)
 
-    def _probe_range(self, holder: Holder, request: wire.ProbeRange, bulk: Buffer) -> Answer:
-        return self._locks.probe(holder.files, holder.locks, request), b""
+    def _probe_range(self, holder: Holder, request: wire.ProbeRange, bulk: Buffer) -> MaybeSlow:
+        return self.locks.probe(holder.files, holder.locks, request)
 
     def _release_locks(self, holder: Holder, request: wire.ReleaseLocks, bulk: Buffer) -> Answer:
         holder.locks.release(holder.files.get(request.open_id).place.handle, request.owner)

@@ -26,7 +26,7 @@ ASLEEP_WITHIN_S: Final = 0.05  # a thread whose request we have read is about to
 
 class _Numbers(NamedTuple):
     """Of calls that look at names and keep no directory locked while they ask for attributes; of those that open, with
-    the place of their flags; of creat.
+    the place of their flags; of creat; of those that move directories, and ask about them with others locked.
 
     Source: arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl, include/uapi/asm-generic/unistd.h,
     arch/arm/tools/syscall.tbl.
@@ -35,18 +35,23 @@ class _Numbers(NamedTuple):
     looking: frozenset[int]
     opening: dict[int, int]
     creat: int | None
+    renaming: frozenset[int]
 
 
 _OPENAT2: Final = 437  # everywhere
+_IO_URING_ENTER: Final = 426
 _X86_64: Final = _Numbers(
     frozenset({4, 5, 6, 21, 59, 80, 89, 137, 191, 192, 193, 194, 195, 196, 262, 267, 269, 322, 332, 439}),
     {2: 2, 257: 3},
     85,
+    frozenset({82, 264, 316}),
 )
-_GENERIC: Final = _Numbers(frozenset({8, 9, 10, 11, 12, 13, 43, 48, 49, 78, 79, 80, 221, 281, 291, 439}), {56: 3}, None)
-_I386: Final = _Numbers(frozenset(), {5: 2, 295: 3}, 8)
-_ARM: Final = _Numbers(frozenset(), {5: 2, 322: 3}, 8)
-_NONE: Final = _Numbers(frozenset(), {}, None)
+_GENERIC: Final = _Numbers(
+    frozenset({8, 9, 10, 11, 12, 13, 43, 48, 49, 78, 79, 80, 221, 281, 291, 439}), {56: 3}, None, frozenset({38, 276})
+)
+_I386: Final = _Numbers(frozenset(), {5: 2, 295: 3}, 8, frozenset({38, 302, 353}))
+_ARM: Final = _Numbers(frozenset(), {5: 2, 322: 3}, 8, frozenset({38, 329, 382}))
+_NONE: Final = _Numbers(frozenset(), {}, None, frozenset())
 _BY_MACHINE: Final = {
     "x86_64": (_X86_64, _I386),
     "aarch64": (_GENERIC, _ARM),
@@ -78,6 +83,15 @@ def only_looks(thread: int) -> bool:
         return False  # it has ended, runs, or is not shown to us
     flags = call.open_flags
     return call.words[0] in call.numbers.looking if flags is None else not flags & os.O_CREAT
+
+
+def may_rename(thread: int) -> bool:
+    """Whether the thread may be in a rename.  True where that can't be told."""
+    try:
+        call = _call_of(thread, _when_asleep(f"/proc/{thread}/syscall"))
+    except (OSError, ValueError):
+        return True  # it has ended, runs, or is not shown to us
+    return not call.numbers.renaming or call.words[0] in {*call.numbers.renaming, _IO_URING_ENTER}
 
 
 def creates(thread: int) -> bool:

@@ -24,9 +24,16 @@ AT_EMPTY_PATH: Final = 0x1000
 AT_SYMLINK_FOLLOW: Final = 0x400
 AT_EACCESS: Final = 0x200
 
-_X86_64: Final = {"setgroups": 116, "setfsuid": 122, "setfsgid": 123}
-_GENERIC: Final = {"setgroups": 159, "setfsuid": 151, "setfsgid": 152}  # include/uapi/asm-generic/unistd.h
-_SAME_EVERYWHERE: Final = {"openat2": 437, "faccessat2": 439}
+_X86_64: Final = {
+    "setgroups": 116, "setfsuid": 122, "setfsgid": 123, "keyctl": 250, "ioprio_set": 251, "ioprio_get": 252,
+    "kcmp": 312, "seccomp": 317,
+}  # fmt: skip
+# include/uapi/asm-generic/unistd.h
+_GENERIC: Final = {
+    "setgroups": 159, "setfsuid": 151, "setfsgid": 152, "keyctl": 219, "ioprio_set": 30, "ioprio_get": 31, "kcmp": 272,
+    "seccomp": 277,
+}  # fmt: skip
+_SAME_EVERYWHERE: Final = {"clone3": 435, "openat2": 437, "faccessat2": 439, "mount_setattr": 442}
 _BY_MACHINE: Final = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 OMFS_TYPE: Final = b"fuse.omfs"
+PROCVIEW_TYPE: Final = b"fuse.procview"  # a guest's /proc (dfsa/procview.py)
 
 _PSEUDO: Final = frozenset(
     b"autofs binder binfmt_misc bpf cgroup cgroup2 configfs cpuset debugfs devpts devtmpfs efivarfs functionfs "
@@ -35,6 +36,7 @@ class MountLine(NamedTuple):
     mountpoint: bytes
     fstype: bytes
     options: bytes = b""  # of this mount, not of the file system: "rw,nosuid"
+    super_options: bytes = b""  # of the file system
 
 
 def parse_mountinfo(text: bytes) -> list[MountLine]:
@@ -57,6 +59,7 @@ def _parse_line(line: bytes) -> MountLine:
             _unescape(fields[4]),
             fields[separator + 1],
             fields[5],
+            fields[-1],
         )
     except (ValueError, IndexError):
         raise ValueError(f"not a line of mountinfo: {line!r}") from None
@@ -70,6 +73,11 @@ def _unescape(field: bytes) -> bytes:
 def is_real_tree(fstype: bytes) -> bool:
     """Whether mounts of *fstype* belong to the node's tree (fuse only on a block device: ntfs, exfat)."""
     return fstype not in _PSEUDO and fstype not in _SERVED_ELSEWHERE and not fstype.startswith(b"fuse.")
+
+
+def is_answered_here(fstype: bytes) -> bool:
+    """Whether this kernel answers a stat of a file there alone: no server and no daemon that could be silent."""
+    return fstype not in _SERVED_ELSEWHERE and fstype != b"fuse" and not fstype.startswith(b"fuse.")
 
 
 def real_trees_within_reach(lines: Iterable[MountLine]) -> list[MountLine]:

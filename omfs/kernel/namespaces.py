@@ -11,7 +11,7 @@ import ctypes
 import os
 from typing import Final
 
-from omfs.kernel.libc import libc, system_call
+from omfs.kernel.libc import call_number, libc, system_call
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
@@ -26,12 +26,23 @@ MS_NOEXEC: Final = 8
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
+MS_UNBINDABLE: Final = 1 << 17
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 
 MNT_DETACH: Final = 2
 
 _PR_SET_PDEATHSIG: Final = 1
+_AT_FDCWD: Final = -100
+_AT_RECURSIVE: Final = 0x8000
+_MOUNT_ATTR_RDONLY: Final = 1
 _SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+
+
+class _MountAttributes(ctypes.Structure):
+    """struct mount_attr, include/uapi/linux/mount.h."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
 def _check(result: int, what: str | None = None) -> None:
@@ -64,6 +75,18 @@ def mount(source: str, target: str, kind: str | None = None, flags: int = 0, opt
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(libc.umount2(os.fsencode(target), flags), target)
+
+
+def make_read_only(target: str) -> None:
+    """The mount at *target* and all below it, here and not where they came from (mount_setattr(2), Linux 5.12)."""
+    wanted = _MountAttributes(attr_set=_MOUNT_ATTR_RDONLY)
+    _check(
+        system_call(
+            ctypes.c_long(call_number("mount_setattr")), _AT_FDCWD, os.fsencode(target), _AT_RECURSIVE,
+            ctypes.byref(wanted), ctypes.sizeof(wanted),
+        ),
+        target,
+    )  # fmt: skip
 
 
 def pivot_root(new_root: str) -> None:

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from omfs.kernel.mounttable import MountLine, parse_mountinfo
 from omfs.kernel.procfs import AT_RANDOM, ProcessStat, auxiliary, parse_stat, parse_status
 
 _READ_BYTES: Final = 4096  # a stat or an auxv has some 400 bytes; of a status we want what is at its beginning
@@ -57,6 +59,11 @@ def identify(thread: int) -> Identity | None:
     if stat is None or not os.path.exists(f"/proc/{group}/task/{thread}"):
         return None  # it ended meanwhile; the group's number may be another process's by now
     return Identity(stat.pid, stat.start_ticks)
+
+
+def age_s(identity: Identity) -> float:
+    """How long ago it began; to a clock tick."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def parent_of(identity: Identity) -> Identity | None:
@@ -164,6 +171,28 @@ def read_file(path: str) -> bytes:
         return os.read(descriptor, _READ_BYTES)
     finally:
         os.close(descriptor)
+
+
+def read_all(path: str) -> bytes:
+    """All of a file of /proc, however long.  Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        found = b""
+        while part := os.read(descriptor, _READ_BYTES):
+            found += part
+        return found
+    finally:
+        os.close(descriptor)
+
+
+def mounts_of(pid: int) -> dict[int, MountLine]:
+    """What a process sees, by mount id; nothing where it has ended.  Raises OSError."""
+    try:
+        return {line.mount_id: line for line in parse_mountinfo(read_all(f"/proc/{pid}/mountinfo"))}
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):  # EINVAL: nobody has waited for it
+            return {}
+        raise
 
 
 def read_memory(of: str, address: int, size_bytes: int) -> bytes:

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 AT_RANDOM: Final = 25  # include/uapi/linux/auxvec.h: the address of 16 random bytes
 
-# Behind the name, counted from the state: ppid is field 4 of stat, exit_signal field 38, starttime field 22.
-_PARENT, _START, _EXIT_SIGNAL = 1, 19, 35
+# Behind the name, counted from the state: ppid is field 4 of stat, pgrp 5, tpgid 8, starttime 22, exit_signal 38.
+_PARENT, _GROUP, _FOREGROUND, _START, _EXIT_SIGNAL = 1, 2, 5, 19, 35
 _WIDE: Final = struct.Struct("=QQ")
 _NARROW: Final = struct.Struct("=II")
 
@@ -49,14 +49,27 @@ class ProcessStatus(NamedTuple):
 
 def parse_stat(text: bytes) -> ProcessStat:
     """/proc/<pid>/stat, or .../task/<tid>/stat."""
-    begin, end = text.find(b" ("), text.rfind(b") ")
-    fields = text[end + 2 :].split(None, _EXIT_SIGNAL + 1)
-    if begin < 0 or end < begin + 2 or len(fields) <= _EXIT_SIGNAL or len(fields[0]) != 1:
-        raise ValueError(f"not a line of /proc/<pid>/stat: {text!r}")
+    begin, end, fields = _stat_fields(text)
     return ProcessStat(
         int(text[:begin]), text[begin + 2 : end], fields[0].decode("ascii"), int(fields[_PARENT]), int(fields[_START]),
         int(fields[_EXIT_SIGNAL]) >= 0,  # thread_group_leader(), include/linux/sched/signal.h: other threads have -1
     )  # fmt: skip
+
+
+def foreground_group(text: bytes) -> int:
+    """Of /proc/<pid>/stat: the process group that its terminal is for; where it has no terminal, its own group."""
+    fields = _stat_fields(text)[2]
+    terminals = int(fields[_FOREGROUND])
+    return terminals if terminals > 0 else int(fields[_GROUP])
+
+
+def _stat_fields(text: bytes) -> tuple[int, int, list[bytes]]:
+    """Where the name begins and ends, and the fields from the state on."""
+    begin, end = text.find(b" ("), text.rfind(b") ")
+    fields = text[end + 2 :].split(None, _EXIT_SIGNAL + 1)
+    if begin < 0 or end < begin + 2 or len(fields) <= _EXIT_SIGNAL or len(fields[0]) != 1:
+        raise ValueError(f"not a line of /proc/<pid>/stat: {text!r}")
+    return begin, end, fields
 
 
 def parse_status(text: bytes) -> ProcessStatus:

@@ -12,13 +12,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from omfs.lab import faults, network, node, state, topology
+from omfs.lab import faults, limits, network, node, state, topology
 from omfs.lab.state import LabError
 from omfs.lab.topology import LabPaths, LabPlan
 
@@ -91,9 +92,10 @@ def _make_certificates(plan: LabPlan, paths: LabPaths) -> None:
 def down(paths: LabPaths) -> bool:
     """Remove everything of this lab and wait until it is gone; False where there was nothing.
 
-    Raises LabError where something stays, naming it.
+    Raises LabError where something stays, naming it.  Control groups that stay are told: they hold nothing.
     """
     if not paths.directory.exists():
+        _remove_limits(paths)  # what an earlier `down` could not
         return False
     with state.hold_lock(paths):
         _kill_all(paths)
@@ -101,6 +103,7 @@ def down(paths: LabPaths) -> bool:
             _abort_fuse(paths)
             if not state.wait_until(lambda: not _remains(paths), DOWN_TIMEOUT_S):
                 raise LabError(f"lab {paths.name!r} does not go away: {'; '.join(_remains(paths))}")
+        _remove_limits(paths)
         shutil.rmtree(paths.directory)
     if not state.existing_labs(paths.base):
         try:
@@ -108,6 +111,15 @@ def down(paths: LabPaths) -> bool:
         except OSError:
             return True  # another lab was made this moment
     return True
+
+
+def _remove_limits(paths: LabPaths) -> None:
+    for group in limits.remove(paths):
+        print(
+            f"omfs-lab: control group {group} is left: processes that are not the lab's are in it; when they have "
+            f"ended, omfs-lab down --name {paths.name} removes it",
+            file=sys.stderr,
+        )
 
 
 def take_down(paths: LabPaths) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from omfs.errors import ConfigError
 from omfs.kernel import namespaces as ns
-from omfs.lab import state
+from omfs.lab import limits, state
 from omfs.lab.state import LabError
 from omfs.lab.topology import LabPaths
 
@@ -61,12 +61,14 @@ def run(paths: LabPaths, node: int, argv: Sequence[str], user: User | None = Non
 
     With *home* it starts in the user's home directory, otherwise in /.  Raises LabError where the node is not running.
     """
-    state.load_plan(paths).check_node(node)
+    plan = state.load_plan(paths)
+    plan.check_node(node)
     init = state.alive(paths.node(node).init)
     if init is None:
         raise LabError(f"node {node} is not running; start it with: omfs-lab start {node}")
     try:
         fds = {kind: os.open(f"/proc/{init.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in _NAMESPACES}
+        doors = limits.doors(paths, node) if plan.is_limited else []
         ns.set_namespace(fds["pid"], ns.CLONE_NEWPID)
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
         sys.stdout.flush()
@@ -74,8 +76,8 @@ def run(paths: LabPaths, node: int, argv: Sequence[str], user: User | None = Non
     except (FileNotFoundError, ProcessLookupError, OSError) as error:
         raise LabError(f"node {node} went away ({error.strerror})") from None
     if child == 0:
-        _become(fds, argv, user, home)
-    for fd in fds.values():
+        _become(fds, doors, argv, user, home)
+    for fd in (*fds.values(), *doors):
         os.close(fd)  # an open one would keep a killed node's mounts
     return _wait_for(child)
 
@@ -83,8 +85,10 @@ def run(paths: LabPaths, node: int, argv: Sequence[str], user: User | None = Non
 # ---------------------------------------------------------------- the command's side
 
 
-def _become(fds: dict[str, int], argv: Sequence[str], user: User | None, home: bool) -> NoReturn:
+def _become(fds: dict[str, int], doors: Sequence[int], argv: Sequence[str], user: User | None, home: bool) -> NoReturn:
     try:
+        for door in doors:
+            os.write(door, b"0")
         for kind, flag in _NAMESPACES.items():
             if kind != "pid":
                 ns.set_namespace(fds[kind], flag)

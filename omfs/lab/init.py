@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from omfs.kernel import namespaces as ns
-from omfs.lab import network, rootfs, state, topology
+from omfs.lab import limits, network, rootfs, state, topology
 from omfs.lab.topology import LabPaths
 
 MOUNT_COMMAND: Final = ("mount", "/mfs")  # through fstab and mount(8): the road a user takes
@@ -48,6 +48,8 @@ def build(base: str, name: str, number: str, lock: str, report: str) -> None:
     if not own.disk.exists():
         _report(report_fd, "stage disk")
         rootfs.make_disk(own, plan.size_bytes)
+    if plan.is_limited:
+        limits.enter(limits.make(paths, plan, node))
     _report(report_fd, "stage network")
     ns.unshare(ns.CLONE_NEWNET | ns.CLONE_NEWNS | ns.CLONE_NEWUTS | ns.CLONE_NEWIPC)
     _set_network_parameters()

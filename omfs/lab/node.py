@@ -20,7 +20,7 @@ from omfs.lab import network, state
 from omfs.lab.state import LabError
 from omfs.lab.topology import LabPaths, NodePaths
 
-START_TIMEOUT_S: Final = 90.0  # a node is up in about a second; a busy machine may take longer
+START_TIMEOUT_S: Final = 180.0  # a node is up in about a second; a very busy machine takes a hundred times as long
 STOP_TIMEOUT_S: Final = 20.0
 
 

@@ -11,27 +11,26 @@ Called by init.py.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import omfs
 from omfs.kernel import namespaces as ns
-from omfs.lab import topology
+from omfs.lab import limits, topology
 from omfs.lab.state import LabError
 from omfs.lab.topology import LabPaths, LabPlan, NodePaths
 
 OVERLAY_OPTIONS: Final = "index=on,nfs_export=on,xino=on,metacopy=off,redirect_dir=off"
 _EMPTY: Final = {"/tmp": 0o1777, "/run": 0o755, "/etc/omfs": 0o755, "/var/lib/omfs": 0o755}
-_COMMANDS: Final = {
-    "mount.fuse.omfs": "/sbin", "umount.fuse.omfs": "/sbin",
-    "omfs": "/usr/local/bin", "omfs-export": "/usr/local/bin", "omfs-admin": "/usr/local/bin",
-    "mignode": "/usr/local/bin",
-}  # fmt: skip
+_HELPERS: Final = "/sbin"  # where mount(8) and umount(8) look
+_COMMANDS: Final = "/usr/local/bin"
 _DEVICES: Final = {
     "null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0),
     "fuse": (10, 229),
@@ -73,7 +72,9 @@ def enter(paths: LabPaths, plan: LabPlan, node: int) -> None:
         ready.touch()
     for path in _needed_from_host(paths.base):
         _bind_read_only(path, own.root)
+    groups = limits.directories(paths, node) if plan.is_limited else {}  # before our /sys is another one
     _mount_kernel_trees(own.root)
+    _show_groups(groups, f"{own.root}/sys/fs/cgroup")
     ns.pivot_root(str(own.root))
 
 
@@ -156,7 +157,8 @@ def _populate(root: Path, own: NodePaths, plan: LabPlan, node: int) -> None:
         shutil.copytree(own.etc, etc / "omfs", dirs_exist_ok=True)
     (etc / "mtab").unlink(missing_ok=True)
     (etc / "mtab").symlink_to("../proc/self/mounts")
-    for command, directory in _COMMANDS.items():
+    for command in importlib.metadata.distribution("omfs").entry_points.names:
+        directory = _HELPERS if command.startswith(("mount.", "umount.")) else _COMMANDS
         link = root / directory.lstrip("/") / command
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -214,3 +216,14 @@ def _mount_sys(target: str) -> None:
     ns.mount("none", target, None, ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY | careful)
     with contextlib.suppress(OSError):  # FUSE may not be loaded yet; then there is nothing to abort
         ns.mount("fusectl", f"{target}/fs/fuse/connections", "fusectl")
+
+
+def _show_groups(groups: Mapping[str, Path], target: str) -> None:
+    """A node sees its own limits, as a container does."""
+    if groups:
+        ns.mount("cgroup", target, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC, "mode=755")
+    for controller, group in groups.items():
+        place = f"{target}/{controller}"
+        os.mkdir(place)
+        ns.mount(str(group), place, None, ns.MS_BIND)
+        ns.mount("none", place, None, ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY)

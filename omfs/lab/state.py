@@ -23,7 +23,7 @@ from omfs.errors import ConfigError
 from omfs.lab.topology import BASE_DIR, LabPaths, LabPlan
 
 POLL_INTERVAL_S: Final = 0.02
-LOCK_TIMEOUT_S: Final = 120.0  # `up` holds it until its nodes are up
+LOCK_TIMEOUT_S: Final = 240.0  # `up` holds it until its nodes are up
 
 
 class LabError(ConfigError):

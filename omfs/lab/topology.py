@@ -29,6 +29,8 @@ DEFAULT_NODES: Final = 3
 DEFAULT_SIZE: Final = "8G"  # sparse: only what a node writes takes space
 NODES_MAX: Final = 200  # host part of a /24, with room for nothing else
 SIZE_MIN_BYTES: Final = 16 << 20  # below it ext4 has no room for its journal and our directories
+MEMORY_MIN_BYTES: Final = 256 << 20
+PROCESSORS_MIN, PROCESSORS_MAX = 0.1, 1024.0
 UNREACHABLE_MAC: Final = "02:00:00:00:00:ff"  # no port has it: what is sent there arrives nowhere
 
 Security: TypeAlias = Literal["tls", "none"]
@@ -47,6 +49,8 @@ class LabPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: int = 8 << 30  # of each node's disk
     mount: bool = True  # mount /mfs; otherwise only the node itself is started
     settings: str = ""  # more lines for every node's omfs.toml
+    memory_bytes: int = 0  # a node's processes may have so much together; 0: as much as there is
+    processors: float = 0.0  # worth of time that they may use together; 0: as much as there is
 
     def check(self) -> None:
         """Raise ConfigError where the plan can't be carried out."""
@@ -55,6 +59,18 @@ class LabPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"a lab has 1 to {NODES_MAX} nodes, not {self.nodes}")
         if self.size_bytes < SIZE_MIN_BYTES:
             raise ConfigError(f"a node's disk has at least {SIZE_MIN_BYTES >> 20} MiB, not {self.size_bytes} bytes")
+        if self.memory_bytes and self.memory_bytes < MEMORY_MIN_BYTES:
+            raise ConfigError(
+                f"a node needs {MEMORY_MIN_BYTES >> 20} MiB for its daemons, not {self.memory_bytes} bytes"
+            )
+        if self.processors and not PROCESSORS_MIN <= self.processors <= PROCESSORS_MAX:
+            raise ConfigError(
+                f"a node has {PROCESSORS_MIN:g} to {PROCESSORS_MAX:g} processors, not {self.processors:g}"
+            )
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.memory_bytes or self.processors)
 
     def check_node(self, node: int) -> None:
         """Raise ConfigError where the lab has no node of that number."""

@@ -172,8 +172,8 @@ _WRITTEN: Final = 0o644
 _BY_ANYBODY: Final = 0o666  # a process acts on itself
 
 OF_PROCESS: Final = (
-    ControlFile("goto", _GOTO, _WRITTEN),
-    ControlFile("migrate", _GOTO, _WRITTEN),
+    ControlFile("goto", _GOTO, _WRITTEN, blocks=True),
+    ControlFile("migrate", _GOTO, _WRITTEN, blocks=True),
     ControlFile("where", _NODE),  # 0: at home
     ControlFile("lock", FLAG, _WRITTEN),
     ControlFile("nmigs", _COUNT),
@@ -182,6 +182,9 @@ OF_PROCESS: Final = (
     ControlFile("migfilter", FLAG, _WRITTEN),
     ControlFile("migpolicy", FLAG, _WRITTEN),  # 0: DENY, 1: ALLOW
     ControlFile("mignodes", Mask(NODE_MAX), _WRITTEN),
+    ControlFile("decay", Text(200), _WRITTEN),  # (beyond) its class, in words (mignode/decay.py)
+    ControlFile("decision", _TEXT),  # (beyond) why it runs where it does: a line of JSON (mignode/policy.py)
+    ControlFile("journey", _TEXT),  # (beyond) its last move: a line of JSON (mignode/journey.py); empty before
 )
 OF_ADMIN: Final = (
     ControlFile("block", FLAG, _WRITTEN),
@@ -226,10 +229,12 @@ OF_GUEST: Final = (
     ControlFile("identity", _TEXT),  # uid= gid= pid= pgrp= session= nmigs= command=, one a line
 )
 INFO: Final = ControlFile("info", Text(1 << 20))  # what is known of all nodes: a line each
+DECAY: Final = "decay"
+"""The folder of scope "hpc" whose files are about the process that reads or writes them."""
 GUESTS: Final = "remote"
 """No file but a directory: reading this path of scope "hpc" tells the pids of the guests here, one a line."""
 
-_FOLDERS: Final = {"admin": OF_ADMIN, "decay": OF_DECAY}
+_FOLDERS: Final = {"admin": OF_ADMIN, DECAY: OF_DECAY}
 _NUMBERED: Final = {"nodes": (OF_NODE, NODE_MAX), GUESTS: (OF_GUEST, 2**22)}
 
 

@@ -36,26 +36,29 @@ class ControlSource:
         self._export = run_dir / "export.sock"
         self._away: set[Path] = set()
 
-    async def read(self, target: Target) -> bytes:
-        """As a reader gets it.  Raises RemoteFailure."""
+    async def read(self, target: Target, uid: int) -> bytes:
+        """As a reader with this uid gets it.  Raises RemoteFailure."""
         if target[:2] == _NOMFS:
             return controlfiles.FLAG.format(await self._nomfs()).encode()
-        reply = await self._ask(self._mignode, "read_control", DEADLINE_S, **_named(target))
+        reply = await self._ask(self._mignode, "read_control", DEADLINE_S, **_named(target), uid=uid)
         text = reply.get("text")
         if not isinstance(text, str):
             raise _not_understood(self._mignode, reply)
         return text.encode()
 
-    async def write(self, target: Target, text: str, uid: int) -> None:
-        """*text* is well-formed; *uid*: who writes.  Raises RemoteFailure."""
+    async def write(self, target: Target, text: str, uid: int, by: int) -> None:
+        """*text* is well-formed; *uid*, *by*: who writes; a thread that waits for its own move can't be frozen for it.
+
+        Raises RemoteFailure.
+        """
         if target[:2] == _NOMFS:
             if uid != 0:  # as mignode checks it: the descriptor may have been root's
                 raise RemoteFailure(errno.EPERM)
             await self._nomfs(on=controlfiles.FLAG.parse(text) == 1)
             return
-        blocks = target.scope == controlfiles.HPC and controlfiles.find(target.scope, target.path).file.blocks
+        blocks = controlfiles.find(target.scope, target.path).file.blocks
         deadline_s = BLOCKING_DEADLINE_S if blocks else DEADLINE_S
-        await self._ask(self._mignode, "write_control", deadline_s, **_named(target), text=text, uid=uid)
+        await self._ask(self._mignode, "write_control", deadline_s, **_named(target), text=text, uid=uid, by=by)
 
     async def _nomfs(self, **change: bool) -> int:
         deadline_s = (

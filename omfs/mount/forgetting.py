@@ -41,6 +41,14 @@ def forget(notifier: Notifier, doomed: Doomed) -> bool:
         return True
 
 
+def lock_once(notifier: Notifier, number: int) -> None:
+    """Returns when everybody has let the directory go who had it locked."""
+    try:
+        notifier.inval_entry(number, _BARRIER, expire=True)
+    except OSError as error:  # unmounted
+        log.debug("inode %d: %s", number, error)
+
+
 def forget_each(notifier: Notifier, several: Iterable[Doomed]) -> list[int]:
     """Returns those that the kernel does not know."""
     return [doomed.number for doomed in several if not forget(notifier, doomed)]

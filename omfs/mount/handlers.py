@@ -15,9 +15,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import math
 import stat
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -26,11 +24,14 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from omfs import wire
 from omfs.errors import NameAbsent, OmfsError
+from omfs.mount.ahead import Ahead
 from omfs.mount.allnames import AllNames
 from omfs.mount.callers import Callers
 from omfs.mount.counters import Counters
+from omfs.mount.flights import in_flight
 from omfs.mount.inodes import ROOT_ID, Inode, InodeTable
 from omfs.mount.lowlevel import Hook
+from omfs.mount.movinglocks import MovingLocks
 from omfs.mount.remote import RemoteNode
 from omfs.wiretypes import Mode
 
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 NODE_NAME_TIMEOUT_S: Final = 86400.0  # names of nodes change only with the map, which tells the kernel itself
-BARE_WANTED_S: Final = 10.0  # `ls -l` asks while it lists: the next piece brings it along
 CACHED_S: Final = 1 << 30  # for ever: what is under a lease is recalled, it does not run out
 _UNKNOWN_DIRECTORY: Final = wire.Attributes(stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
 
@@ -94,10 +94,12 @@ class Foundation(pyfuse3.Operations):
         self.nodes = nodes
         self.self_id = self_id
         self.callers = Callers()
+        self.moving_locks = MovingLocks(nodes)
         self.inodes: InodeTable[RemoteNode] = InodeTable()
+        self.ahead = Ahead(self.inodes)
         self.all_names = AllNames()
-        self._bare_wanted_s = -math.inf
         self.xattr_changes = 0  # calls of ours that set one, begun or ended: what was asked before does not count
+        self.has_labels = False  # an SELinux label was seen or set through this mount
         for node in nodes.values():
             self.inodes.add_directory(node)
 
@@ -123,18 +125,17 @@ class Foundation(pyfuse3.Operations):
         told, inode = self._told(parent, name, found)
         return told._replace(attr_s=attributes_kept_s(inode, found.serial, found.mode))
 
-    def note_bare(self, inode: Inode[RemoteNode], bare: wire.Bare, asked_at: int) -> None:
+    def note_bare(self, inode: Inode[RemoteNode], bare: wire.Bare, asked_at: int, round_: int) -> None:
         """An answer that has just been granted says what the object does not have.
 
-        *asked_at*: `xattr_changes` when it was asked for.
+        *asked_at*: `xattr_changes` when it was asked for.  *round_*: of the leases, now.
         """
         if bare and asked_at == self.xattr_changes:
-            hold = inode.hold_of_names
+            hold = inode.hold_of_names_in(round_)
             inode.bare = None if hold is None else (hold, bare)
 
     def bare(self, number: int) -> wire.Bare:
-        """Which extended attributes the object does not have, as far as that is known now.  Somebody wants to know."""
-        self._bare_wanted_s = time.monotonic() + BARE_WANTED_S
+        """Which extended attributes the object does not have, as far as that is known now."""
         inode = self.inodes.peek(number)
         if inode is None or inode.bare is None:
             return wire.Bare.UNKNOWN
@@ -147,23 +148,25 @@ class Foundation(pyfuse3.Operations):
         is_granted = parent.owner.leases.granted(inode.lease, found.serial, found.mode)
         if is_granted and not told.was_known:  # so it is new, or was not changed by us since
             if isinstance(found, wire.FileCreated):
-                self.note_bare(inode, found.bare, self.xattr_changes)
+                self.note_bare(inode, found.bare, self.xattr_changes, inode.owner.leases.round)
+                inode.keep_attributes(found.attributes)
             elif inode.is_directory:
                 inode.keep_attributes(found.attributes)
                 if found.lists_all:
                     self.all_names.know(inode, ())
         return told
 
-    @property
-    def wants_bare(self) -> bool:
-        """Whether listings should bring along what objects do not have: of late somebody asked for such."""
-        return time.monotonic() < self._bare_wanted_s
-
-    def told_attributes(self, number: int) -> wire.Attributes | None:
-        """Attributes of a directory that the kernel may be told now without asking, for ever."""
+    def told_attributes(self, number: int, thread: int) -> wire.Attributes | None:
+        """Attributes that the kernel may be told now without asking, for ever."""
         inode = self.inodes.peek(number)
-        attributes = inode.attributes if inode is not None else None
-        if inode is None or attributes is None or not inode.owner.leases.tell_unasked(inode.lease):
+        if inode is None or inode.attributes is None or in_flight(inode, thread):
+            return None
+        return self.attributes_unasked(inode)
+
+    def attributes_unasked(self, inode: Inode[RemoteNode]) -> wire.Attributes | None:
+        """The same where it is known what is in flight, for so long as that allows."""
+        attributes = inode.attributes
+        if attributes is None or not inode.owner.leases.tell_unasked(inode.lease):
             return None
         self.counters.answered_attributes += 1
         return attributes
@@ -176,6 +179,14 @@ class Foundation(pyfuse3.Operations):
         is_told = directory.owner.leases.may_name_unasked(directory.lease, name)
         self.counters.answered_look_ups += is_told
         return is_told
+
+    def told_ahead(self, name: bytes) -> tuple[int, wire.Attributes] | None:
+        """For the LOOKUP that the hook has now: node id and attributes of what has this name, if the kernel may be
+        told now without asking, for ever.  It counts as one look-up."""
+        directory = self.inodes.peek(self.hook.node_id)
+        told = None if directory is None else self.ahead.take(directory, name, self.callers.caller(self.hook))
+        self.counters.answered_look_ups += told is not None
+        return told
 
     def _told(
         self, parent: Inode[RemoteNode], name: bytes, found: wire.Found | wire.FileCreated
@@ -259,15 +270,20 @@ class Foundation(pyfuse3.Operations):
             self.inodes.forget(number, lookups)
 
 
-def attributes_kept_s(inode: Inode[RemoteNode], serial: int, mode: Mode) -> int:
-    """How long the kernel may keep attributes that come with this grant.
+def may_keep_attributes(inode: Inode[RemoteNode]) -> bool:
+    """Whether the kernel may keep attributes at all, where they are granted.
 
-    Not at all where it reads the file through its page cache and the data are under no lease any more: it would
-    read no further than the size that it knows, and a native program may be appending.
+    Not while a call of ours is changing them, or names of the directory, nor where it reads the file through its
+    page cache and the data are under no lease any more: it would read no further than the size that it knows, and a
+    native program may be appending.
     """
-    if not inode.lease.data and inode.owner.is_cached(inode.handle):
-        return 0
-    return CACHED_S if inode.owner.leases.granted(inode.lease, serial, mode) else 0
+    return not (inode.altering or inode.flights or (not inode.lease.data and inode.owner.is_cached(inode.handle)))
+
+
+def attributes_kept_s(inode: Inode[RemoteNode], serial: int, mode: Mode) -> int:
+    """How long it may keep those that come with this grant."""
+    is_granted = may_keep_attributes(inode) and inode.owner.leases.granted(inode.lease, serial, mode)
+    return CACHED_S if is_granted else 0
 
 
 def filled(entry: EntryAttributes, number: int, attributes: wire.Attributes) -> EntryAttributes:

@@ -8,7 +8,7 @@ make the kernel forget (recall.py).  One per RemoteNode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -47,6 +47,8 @@ class HeldLeases:
         self._peer = peer
         self.moves = 0
         """RMDIRs and RENAMEs of ours that began or ended: they change directories that they don't name."""
+        self.name_changes = 0
+        """Calls of ours that make, move or remove names, begun: they change the objects of these names."""
         self._round = 0
         self._epoch = peer.epoch
         self._to_return: list[tuple[bytes, int]] = []
@@ -85,6 +87,20 @@ class HeldLeases:
         if writer is not None and held is Mode.EXCLUSIVE:
             lease.writer = writer
         return held is not Mode.NONE
+
+    def granted_too(self, lease: Lease, serial: int, mode: Mode) -> bool:
+        """As `granted`, of another object that the same answer is about, in the same step."""
+        if lease.mode is not Mode.EXCLUSIVE:
+            mode = min(mode, Mode.SHARED)
+        return self.holder.granted(lease, serial, mode) is not Mode.NONE
+
+    def may_name_all(self, directory: Lease, serial: int, mode: Mode, names: Collection[bytes]) -> bool:
+        """As `may_name`, of all of them or none."""
+        known = len(directory.names) if directory.names is not None else 0
+        if not serial or known + len(names) > NAMES_MAX:
+            return False
+        self.look_at_term()
+        return self.holder.may_name_all(directory, serial, mode, names)
 
     def may_name(self, directory: Lease, serial: int, mode: Mode, name: bytes) -> bool:
         """The same of a name, or of its absence."""

@@ -9,8 +9,9 @@ goes its lease.  Pure bookkeeping: no I/O.  Called by operations*.py and recall.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from omfs.cache.holder import Lease
 from omfs.errors import StaleHandle
@@ -20,10 +21,12 @@ from omfs.wiretypes import Caller
 if TYPE_CHECKING:
     import trio
 
+    from omfs.mount.flights import Flight
     from omfs.wiretypes import Attributes, Bare
 
 ROOT_ID: Final = 1
 FIRST_OBJECT_ID: Final = 1 << 20  # node directories use 2..65536
+_NONE: Final[frozenset[Any]] = frozenset()  # what nearly all objects have of five sets, which would take 1 KiB
 
 
 class Leases(Protocol):
@@ -35,6 +38,8 @@ class Leases(Protocol):
     def round(self) -> int: ...
     @property
     def moves(self) -> int: ...
+    @property
+    def name_changes(self) -> int: ...
     def new_lease(self, handle: bytes) -> Lease: ...
     def drop_lease(self, handle: bytes, lease: Lease) -> None: ...
 
@@ -66,8 +71,9 @@ class Inode(Generic[OwnerT]):
     """
 
     __slots__ = (
-        "_attributes", "bare", "breaks", "changes", "changing", "dropping", "filling", "forgetting", "handle", "id",
-        "is_directory", "lease", "lookups", "owner", "readers", "regain_at_s", "regaining", "wakes", "xattrs",
+        "_attributes", "altering", "bare", "breaks", "changes", "changing", "dropping", "filling", "flights",
+        "forgetting", "handle", "id", "is_directory", "lease", "lookups", "owner", "readers", "regain_at_s",
+        "regaining", "wakes", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: OwnerT, handle: bytes | None, lease: Lease) -> None:
@@ -79,17 +85,19 @@ class Inode(Generic[OwnerT]):
         self.is_directory = handle is None
         self.breaks = 0
         self.xattrs: Xattrs | None = None
-        self.readers: set[tuple[Caller, bool]] = set()
+        self.readers: frozenset[tuple[Caller, bool]] = _NONE
         self.bare: tuple[tuple[int, int], Bare] | None = None
         self._attributes: tuple[tuple[int, int, int], Attributes] | None = None
-        self.filling: set[trio.Event] = set()  # set when it is answered; then it is in `dropping`
-        self.dropping: set[trio.Event] = set()  # set when a thread has done so
+        self.filling: frozenset[trio.Event] = _NONE  # set when it is answered; then it is in `dropping`
+        self.dropping: frozenset[trio.Event] = _NONE  # set when a thread has done so
         self.regain_at_s = 0.0  # operations_files.py
         self.regaining: trio.Event | None = None  # set when it is known whether data may be cached again
         self.changing = 0  # calls of ours under way that change names here: the kernel keeps the directory locked
         self.changes = 0  # how many began
-        self.wakes: set[trio.Event] = set()  # see `wake`
-        self.forgetting: set[trio.Event] = set()  # set when names were forgotten that the owner was told are; recall.py
+        self.altering = 0  # calls of ours under way that change its attributes: the kernel is to have none
+        self.flights: tuple[Flight, ...] = ()  # and those that change names here; flights.py
+        self.wakes: frozenset[trio.Event] = _NONE  # see `wake`
+        self.forgetting: frozenset[trio.Event] = _NONE  # set when names are that the owner was told are; recall.py
 
     @property
     def hold(self) -> tuple[int, int] | None:
@@ -100,24 +108,32 @@ class Inode(Generic[OwnerT]):
     @property
     def hold_of_names(self) -> tuple[int, int] | None:
         """None where nothing is held; another one when another node may have changed it since, or its names."""
-        round_ = self.owner.leases.round
+        return self.hold_of_names_in(self.owner.leases.round)
+
+    def hold_of_names_in(self, round_: int) -> tuple[int, int] | None:
+        """The same, of the round that is now."""
         return (round_, self.lease.void) if round_ and self.lease.is_held else None
 
     def keep_attributes(self, attributes: Attributes) -> None:
-        """Of a directory, as they are now, by an answer that has just been granted."""
+        """Of a directory, or a file that was just made, as they are now, by an answer that has just been granted."""
         hold = self.hold
-        self._attributes = None if hold is None else ((*hold, self.owner.leases.moves), attributes)
+        self._attributes = None if hold is None else ((*hold, self._calls_elsewhere), attributes)
 
     @property
     def attributes(self) -> Attributes | None:
-        """Of a directory, if they are known and the kernel may be told now, to keep them."""
+        """Those, if they are known and the kernel may be told now, to keep them."""
         if self._attributes is None:
             return None
         hold, attributes = self._attributes
         now = self.hold
-        if now is None or self.forgetting or hold != (*now, self.owner.leases.moves):
+        if now is None or self.forgetting or hold != (*now, self._calls_elsewhere):
             return None
         return attributes
+
+    @property
+    def _calls_elsewhere(self) -> int:
+        """How many calls of ours have begun that may change its attributes and are not calls on it."""
+        return self.owner.leases.moves if self.is_directory else self.owner.leases.name_changes
 
     def begin_change(self) -> int:
         """A call of ours that changes names here is sent to the owner.
@@ -138,7 +154,7 @@ class Inode(Generic[OwnerT]):
         """Such a call has begun, or a file that was read through the page cache is closed: recall.py may go on."""
         for event in self.wakes:
             event.set()
-        self.wakes.clear()
+        self.wakes = _NONE
 
     def end_change(self) -> None:
         self.changing -= 1
@@ -147,7 +163,7 @@ class Inode(Generic[OwnerT]):
         """What is known of it besides its names does not hold any more, or may not: it is being changed."""
         self.breaks += 1
         self.xattrs = None
-        self.readers.clear()
+        self.readers = _NONE
         self._attributes = None
 
 
@@ -157,6 +173,9 @@ class InodeTable(Generic[OwnerT]):
     def __init__(self) -> None:
         self._by_id: dict[int, Inode[OwnerT]] = {}
         self._by_owner: dict[int, dict[bytes, Inode[OwnerT]]] = {}  # by node id and handle
+        self.forgotten = 0
+        """Objects that the kernel has forgotten: what was asked of one before may be older than a change of it."""
+        self._noted: dict[int, set[bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -229,7 +248,20 @@ class InodeTable(Generic[OwnerT]):
             return
         inode.lookups -= lookups
         if inode.lookups <= 0:
+            self.forgotten += 1
+            for noted in self._noted.values():
+                noted.add(inode.handle)
             self.drop(inode)
+
+    @contextmanager
+    def noting_forgotten(self) -> Iterator[set[bytes]]:
+        """The handles of what the kernel forgets meanwhile."""
+        noted: set[bytes] = set()
+        self._noted[id(noted)] = noted
+        try:
+            yield noted
+        finally:
+            del self._noted[id(noted)]
 
     def drop(self, inode: Inode[OwnerT]) -> None:
         """Forget an object that the kernel was told about and did not take, or has forgotten."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 
 from omfs import wire
-from omfs.mount.handlers import CACHED_S, attributes_kept_s
+from omfs.mount.handlers import CACHED_S, may_keep_attributes
 from omfs.mount.inodes import Inode
 from omfs.mount.listings import Policy
 from omfs.mount.remote import RemoteNode
@@ -22,10 +22,11 @@ class LeasePolicy(Policy):
         is_granted = directory.owner.leases.granted(directory.lease, read.serial, read.mode)
         return read.mode if is_granted else Mode.NONE
 
-    def entry_valid_s(
-        self, directory: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, inode: Inode[RemoteNode]
-    ) -> tuple[int, int]:
-        leases = directory.owner.leases
+    def names_valid_s(self, directory: Inode[RemoteNode], read: wire.DirectoryRead) -> int:
+        names = [entry.name for entry in read.entries]
+        return CACHED_S if directory.owner.leases.may_name_all(directory.lease, read.serial, read.mode, names) else 0
+
+    def attributes_valid_s(self, inode: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry) -> int:
         inode.is_directory = stat.S_ISDIR(entry.attributes.mode)
-        may_name = leases.may_name(directory.lease, read.serial, read.mode, entry.name)
-        return CACHED_S if may_name else 0, attributes_kept_s(inode, read.serial, entry.mode)
+        is_granted = may_keep_attributes(inode) and inode.owner.leases.granted_too(inode.lease, read.serial, entry.mode)
+        return CACHED_S if is_granted else 0

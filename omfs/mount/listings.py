@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import mmap
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from omfs import wire
+from omfs.config import LISTING_POSITION_BITS, LISTING_POSITION_MASK
 from omfs.mount.lowlevel_abi_dirs import dirent_bytes
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 SNAPSHOTS_MAX: Final = 512
 NAMES_MAX: Final = 250_000  # of all snapshots; about 150 bytes each
-_POSITION_BITS: Final = 28
-_POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
 
 
 class Name(NamedTuple):
@@ -56,18 +55,20 @@ class Name(NamedTuple):
 class Policy:
     """What of a listing may be cached: the one place that says so.  This one: nothing.
 
-    Both are asked when the owner's answer *read* was just taken; the kernel is told before anything is awaited.
+    All are asked when the owner's answer *read* was just taken; the kernel is told before anything is awaited.
     """
 
     def directory_mode(self, directory: Inode[RemoteNode], read: wire.DirectoryRead) -> wire.Mode:
         """What is held of the names of the directory; under SHARED the listing may serve others, and be kept."""
         return wire.Mode.NONE
 
-    def entry_valid_s(
-        self, directory: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, inode: Inode[RemoteNode]
-    ) -> tuple[int, int]:
-        """How long the kernel may use the name and the attributes of an entry, *inode* being its object."""
-        return 0, 0
+    def names_valid_s(self, directory: Inode[RemoteNode], read: wire.DirectoryRead) -> int:
+        """How long the kernel may use the names that *read* has."""
+        return 0
+
+    def attributes_valid_s(self, inode: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry) -> int:
+        """How long it may use the attributes of an entry, *inode* being its object; asked after the others."""
+        return 0
 
 
 class _Directory:
@@ -102,12 +103,11 @@ class Snapshot:
         self._changes = directory.changes
         self._page_bytes = page_bytes
         self._cached_bytes = 0
-        self._count_cached(b".")
-        self._count_cached(b"..")
+        self._count_cached((b".", b".."))
 
     def cookie(self, position: int) -> int:
         """Continues at *position*: 0 is ".", 1 "..", from 2 on the names."""
-        return self.generation << _POSITION_BITS | position
+        return self.generation << LISTING_POSITION_BITS | position
 
     def extend(self, names: list[Name], mode: wire.Mode, at_end: bool, cursor: int) -> None:
         """The next piece is there."""
@@ -116,8 +116,7 @@ class Snapshot:
         self.names += names
         self.at_end = at_end
         self.cursor = cursor
-        for name in names:
-            self._count_cached(name.name)
+        self._count_cached(name.name for name in names)
 
     def note_hold(self, hold: object) -> None:
         """The next piece was told under this hold on the directory's names; None: it may not show all of them."""
@@ -143,12 +142,13 @@ class Snapshot:
         """Whether the kernel's copy may stay, now that it is complete."""
         return self.is_fresh and self.at_end and self._cached_bytes % self._page_bytes != 0
 
-    def _count_cached(self, name: bytes) -> None:
+    def _count_cached(self, names: Iterable[bytes]) -> None:
         """As fuse_add_dirent_to_cache(): an entry does not reach over the end of a page."""
-        size_bytes = dirent_bytes(name)
-        if self._cached_bytes % self._page_bytes + size_bytes > self._page_bytes:
-            self._cached_bytes += -self._cached_bytes % self._page_bytes
-        self._cached_bytes += size_bytes
+        for name in names:
+            size_bytes = dirent_bytes(name)
+            if self._cached_bytes % self._page_bytes + size_bytes > self._page_bytes:
+                self._cached_bytes += -self._cached_bytes % self._page_bytes
+            self._cached_bytes += size_bytes
 
 
 async def _nothing_cached(number: int) -> None:
@@ -181,12 +181,12 @@ class Listings:
 
         *inode*: what the InodeTable has for *number* now.
         """
-        snapshot = self._snapshots.get(cookie >> _POSITION_BITS)
+        snapshot = self._snapshots.get(cookie >> LISTING_POSITION_BITS)
         if snapshot is None or snapshot.directory.number != number or snapshot.inode is not inode:
             snapshot = self._fresh(number, inode) or self._begin(number, inode)
         self._snapshots.move_to_end(snapshot.generation)
         snapshot.is_used = True
-        return snapshot, cookie & _POSITION_MASK
+        return snapshot, cookie & LISTING_POSITION_MASK
 
     def _fresh(self, number: int, inode: object) -> Snapshot | None:
         directory = self._directories.get(number)

@@ -61,12 +61,14 @@ class Hook:
         self.installed = False
         self.takers: dict[int, Taker] = {}
         self.next_answers: dict[int, Any] = {}  # by thread: may serve its next request if that is a GETATTR
+        self.on_next: dict[int, Callable[[], None]] = {}  # by thread: called with its next request
         self.session = 0  # struct fuse_session *
         self.flags = 0  # INIT flags in force
         self.drained = False  # the device had nothing at the last look
         self.ended = False  # unmounted: no request will come any more
         self.on_end: Callable[[], None] = lambda: None
         self.goes_on: Callable[[], bool] = lambda: False  # the worker may take the next request without asking trio
+        self.on_request: Callable[[int, int, int, memoryview], None] | None = None  # Usage.seen
         self.pending: Pending | None = None  # to be waited for by the worker
         self.request: memoryview = memoryview(b"")
         self.opcode = self.unique = self.node_id = self.pid = self.uid = self.gid = 0
@@ -142,7 +144,7 @@ class Hook:
         views: dict[int, memoryview] = {}  # each worker has its own buffer, at a fixed address
         at = ctypes.c_uint64.from_address
         unpack = abi.IN_HEADER.unpack_from
-        takers, next_answers = self.takers, self.next_answers
+        takers, next_answers, on_next = self.takers, self.next_answers, self.on_next
 
         def receive(session: int, buffer: int) -> int:
             while True:
@@ -156,8 +158,12 @@ class Hook:
                 self.request = view
                 _, opcode, self.unique, self.node_id, self.uid, self.gid, self.pid = unpack(view)
                 self.opcode = opcode
+                if self.on_request is not None:
+                    self.on_request(opcode, self.node_id, self.pid, view)
                 if next_answers and opcode != abi.GETATTR:
                     next_answers.pop(self.pid, None)
+                if on_next and self.pid in on_next:
+                    on_next.pop(self.pid)()
                 taker = takers.get(opcode)
                 if taker is None or not self._taken(taker, view[:received]):
                     if opcode == abi.INIT:

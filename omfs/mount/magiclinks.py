@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from omfs import wire
 from omfs.magic.names import Magic
@@ -31,7 +31,7 @@ PROC: Final = b"proc"
 LINKS_FROM: Final = 1 << 17  # between the directories of nodes and the objects (inodes.py)
 _NODES: Final = 1 << 16
 _NAMES: Final = tuple(Magic)
-_BY_NAME: Final = {name.value.encode(): index for index, name in enumerate(_NAMES)}
+_BY_NAME: Final = {name.value.encode(): name for name in _NAMES}
 LINKS_UNTIL: Final = LINKS_FROM + len(_NAMES) * _NODES
 
 
@@ -80,43 +80,43 @@ def _answer(hook: Hook, request: memoryview) -> bytes:
 def install_magic_links(hook: Hook, replica: Replica, entry_of_proc: Callable[[], bytes]) -> None:
     """Let the hook answer for them before whoever answers now.  *entry_of_proc*: a struct fuse_entry_out."""
 
-    async def resolved(name: Magic, thread: int, unique: int) -> bytes:
+    async def resolved(request: memoryview, unique: int) -> bytes:
+        name, thread = _BY_NAME[abi.last_name(request)], hook.pid
         return _entry(unique, link_id(name, await replica.wait_resolved(name, thread)))
 
-    def look_up(hook: Hook, request: memoryview, then: Taker | None) -> Taken:
+    resolve = taker("a magic name", resolved)
+
+    def look_up(hook: Hook, request: memoryview) -> Taken:
         asked = abi.last_name(request)
-        index = _BY_NAME.get(asked)
-        if asked == PROC:
+        name = _BY_NAME.get(asked)
+        if name is not None and not replica.is_empty:
+            return resolve(hook, request)
+        if name is not None:
+            hook.answer(_entry(hook.unique, link_id(name, replica.own_id)))
+        elif asked == PROC:
             hook.answer(abi.reply(hook.unique, entry_of_proc()))
-            return None
-        if index is None:
-            return PASSED if then is None else then(hook, request)
-        name = _NAMES[index]
-        node_id = replica.resolved(name, hook.pid)
-        if node_id is not None:
-            hook.answer(_entry(hook.unique, link_id(name, node_id)))
-            return None
-        thread = hook.pid
-
-        async def handler(_: memoryview, unique: int) -> bytes:
-            return await resolved(name, thread, unique)
-
-        return taker("a magic name", handler)(hook, request)
+        else:
+            return PASSED
+        return None
 
     for opcode in (abi.LOOKUP, abi.GETATTR, abi.SETATTR, abi.READLINK, abi.SETXATTR, abi.GETXATTR, abi.LISTXATTR):
-        hook.takers[opcode] = _first(opcode, look_up, hook.takers.get(opcode))
+        of_root = look_up if opcode == abi.LOOKUP else None
+        hook.takers[opcode] = _first(of_root, hook.takers.get(opcode, _pass))
 
 
-def _first(
-    opcode: int, look_up: Callable[[Hook, memoryview, Taker | None], Taken], then: Taker | None
-) -> Callable[[Hook, memoryview], Coroutine[Any, Any, None] | Any]:
+def _first(of_root: Taker | None, then: Taker) -> Taker:
+    """*of_root*: what is asked in the top directory, unless that passes it on."""
+
     def take(hook: Hook, request: memoryview) -> Taken:
         number = hook.node_id
-        if number == ROOT_ID and opcode == abi.LOOKUP:
-            return look_up(hook, request, then)
         if LINKS_FROM <= number < LINKS_UNTIL:
             hook.answer(_answer(hook, request))
             return None
-        return PASSED if then is None else then(hook, request)
+        taken = PASSED if of_root is None or number != ROOT_ID else of_root(hook, request)
+        return then(hook, request) if taken is PASSED else taken
 
     return take
+
+
+def _pass(hook: Hook, request: memoryview) -> Taken:
+    return PASSED

@@ -16,11 +16,12 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields, S
 from omfs import wire
 from omfs.errors import RemoteFailure
 from omfs.mount import lowlevel_abi as abi
+from omfs.mount.flights import in_flight
 from omfs.mount.handlers import answering
 from omfs.mount.inodes import ROOT_ID, Inode
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.remote import RemoteNode
-from omfs.mount.xattrs import ACL_NAMES, KEPT_ERRORS, Xattrs
+from omfs.mount.xattrs import ACL_NAMES, KEPT_ERRORS, LABEL, Xattrs
 
 
 class AttributeOperations(FileOperations):
@@ -33,8 +34,11 @@ class AttributeOperations(FileOperations):
         if self.is_local(inode):
             return self.self_entry()
         known = self.inodes.get(inode)
+        thread = ctx.pid
+        if in_flight(known, thread):
+            await self.flights.wait_landed(known, thread)
         if known.forgetting:
-            await self.recaller.wait_forgotten(known, ctx.pid)
+            await self.recaller.wait_forgotten(known, thread)
         if known.handle is None:
             of_root = await known.owner.get_root_attributes()
             entry = self.directory_entry(known)
@@ -121,6 +125,7 @@ class AttributeOperations(FileOperations):
         node, handle = await self.place(inode)
         try:
             answer = await node.get_xattr(handle, name, caller)
+            self.has_labels |= name == LABEL
         except RemoteFailure as error:
             if error.errno not in KEPT_ERRORS:
                 raise
@@ -136,6 +141,7 @@ class AttributeOperations(FileOperations):
         known, caller = self.object(inode), self.callers.caller(ctx)
         node, handle = await self.place(inode)
         self.xattr_changes += 1
+        self.has_labels |= name == LABEL
         known.bare = None
         try:
             async with self.changing(known, data=False):
@@ -157,6 +163,7 @@ class AttributeOperations(FileOperations):
                 return names
         node, handle = await self.place(inode)
         names = await node.list_xattrs(handle, caller)
+        self.has_labels |= LABEL in names
         if hold is not None and known.hold == hold:
             _xattrs(known).keep_names(by_root, names)
         return names

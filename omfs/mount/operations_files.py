@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, Final
 
 import trio
@@ -90,7 +90,7 @@ class FileOperations(NameOperations):
             file.is_cached = True
             file.whole_hold = inode.hold
             if len(inode.readers) < _READERS_MAX:
-                inode.readers.add((caller, bool(flags & _FMODE_EXEC)))
+                inode.readers |= {(caller, bool(flags & _FMODE_EXEC))}
             return fh, abi.FOPEN_KEEP_CACHE if had_data else 0
         return fh, abi.FOPEN_DIRECT_IO
 
@@ -143,18 +143,34 @@ class FileOperations(NameOperations):
             await inode.owner.open_unopened(inode.handle)
         inode.broken()
         inode.begin_change()  # the kernel keeps a directory locked during these, too
+        with self.altering(inode):
+            try:
+                yield
+            except RemoteFailure:
+                raise
+            except OmfsError:
+                self.recaller.forget_soon(inode)
+                raise
+            finally:
+                inode.end_change()
+                inode.broken()
+                if data:
+                    await self._end_cached_data(inode)
+
+    @contextlib.contextmanager
+    def altering(self, inode: Inode[RemoteNode]) -> Iterator[None]:
+        """Around a request that changes attributes: the kernel has none meanwhile, and keeps none that it is told.
+
+        Other nodes may see the change before its answer is here, and from then on no program of ours may see what was
+        before.  To be left in the step in which the kernel is answered.
+        """
+        inode.altering += 1
+        if inode.altering == 1:
+            self.recaller.void_attributes(inode)
         try:
             yield
-        except RemoteFailure:
-            raise
-        except OmfsError:
-            self.recaller.forget_soon(inode)
-            raise
         finally:
-            inode.end_change()
-            inode.broken()
-            if data:
-                await self._end_cached_data(inode)
+            inode.altering -= 1
 
     async def _end_cached_data(self, inode: Inode[RemoteNode]) -> None:
         """No page of it may stay, for it was changed through this mount, or is going to be."""
@@ -165,24 +181,37 @@ class FileOperations(NameOperations):
         if had_data or mapped or inode.owner.is_cached(inode.handle):
             await self.recaller.drop_pages(inode)
 
-    async def written(self, file: RemoteFile, write: abi.WriteIn) -> None:
-        """As `data_changed`, after a WRITE.
+    @contextlib.asynccontextmanager
+    async def writing(self, file: RemoteFile, write: abi.WriteIn) -> AsyncIterator[None]:
+        """As `changing_data`, around a WRITE.
 
         What comes from the page cache is what all who read it there see; dropping it would wait for this very answer.
         """
         assert file.inode is not None  # since it was numbered
-        if write.write_flags & abi.WRITE_FROM_CACHE:
-            file.inode.broken()
-            return
-        await self.data_changed(file)
-        if file.has_pages:  # read again since the kernel dropped them before it sent the write
-            await self.recaller.drop_pages(file.inode, write.offset, write.size_bytes)
+        with self.altering(file.inode):
+            try:
+                yield
+            finally:
+                if write.write_flags & abi.WRITE_FROM_CACHE:
+                    file.inode.broken()
+                else:
+                    await self._data_changed(file.inode)
+                    if file.has_pages:  # read again since the kernel dropped them before it sent the write
+                        await self.recaller.drop_pages(file.inode, write.offset, write.size_bytes)
 
-    async def data_changed(self, file: RemoteFile) -> None:
-        """A write through this file was answered, or nobody knows; before the kernel hears of it."""
-        if file.inode is not None:
-            file.inode.broken()
-            await self._end_cached_data(file.inode)
+    @contextlib.asynccontextmanager
+    async def changing_data(self, file: RemoteFile) -> AsyncIterator[None]:
+        """Around a request that changes data through this file; whether it did or nobody knows."""
+        assert file.inode is not None  # since it was numbered
+        with self.altering(file.inode):
+            try:
+                yield
+            finally:
+                await self._data_changed(file.inode)
+
+    async def _data_changed(self, inode: Inode[RemoteNode]) -> None:
+        inode.broken()
+        await self._end_cached_data(inode)
 
     @answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -270,13 +299,13 @@ class FileOperations(NameOperations):
             return file.take_whole(offset, size_bytes)
         filled = trio.Event()
         if hold is None:
-            inode.filling.add(filled)
+            inode.filling |= {filled}
         try:
             return await file.read(offset, size_bytes)
         finally:
             if hold is None or not inode.lease.data or inode.hold != hold:
                 self.recaller.drop_pages_soon(inode, offset, size_bytes)
-            inode.filling.discard(filled)
+            inode.filling -= {filled}
             filled.set()
 
     async def _regain_data(self, inode: Inode[RemoteNode], file: RemoteFile) -> None:
@@ -311,10 +340,8 @@ class FileOperations(NameOperations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Only without the hook; with it takenops.py answers WRITE."""
         file = self.files[fh]
-        try:
+        async with self.changing_data(file):
             return await file.write(None if file.appends else off, buf)
-        finally:
-            await self.data_changed(file)
 
     @answering
     async def flush(self, fh: int) -> None:

@@ -17,6 +17,7 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 from omfs import wire
 from omfs.config import READDIR_REPLY_BYTES
 from omfs.errors import OmfsError, RemoteFailure
+from omfs.mount.flights import Flights, in_flight
 from omfs.mount.handlers import Foundation, answering
 from omfs.mount.inodes import ROOT_ID, directory_id
 from omfs.mount.leasepolicy import LeasePolicy
@@ -67,11 +68,19 @@ class NameOperations(Foundation):
         self.recaller = Recaller(self.inodes, self.listings.stale, self.counters)
         for node in self.nodes.values():
             self.recaller.serve(node)
+        self.flights = Flights(self.recaller, self.hook.on_next)
+
+    def may_tell_now(self, number: int, thread: int) -> bool:
+        """Whether *thread* may be told attributes of the object without a look at what is under way there."""
+        inode = self.object(number)
+        return not inode.forgetting and not in_flight(inode, thread)
 
     async def changing_names(
-        self, change: Awaitable[T], *changed: tuple[int, bytes], removes: bool = False, moves: bool = False
+        self, change: Awaitable[T], thread: int, *changed: tuple[int, bytes], removes: bool = False, moves: bool = False
     ) -> T:
         """Await *change*, which makes, moves or removes these names of these directories: no listing may be told again.
+
+        *thread* makes the call.  Nobody here sees the names as they were once the owner may show others what they are.
 
         Afterwards, also where it failed: only what is listed from then on need show it.  The kernel voids its own copy
         when it is told of success; where nobody knows whether it happened that is left to us.  It does not void
@@ -83,12 +92,15 @@ class NameOperations(Foundation):
         """
         directories = {number: self.object(number) for number, _ in changed}
         leases = directories[changed[0][0]].owner.leases
+        leases.name_changes += 1
         leases.moves += moves
         moves_before = leases.moves
         begun = {number: directory.begin_change() for number, directory in directories.items()}
         for number, name in changed:
             self.all_names.may_exist(directories[number], name)
+            self.ahead.changes(directories[number], name)
         alone: set[int] = set()
+        flight = self.flights.begin(directories.values(), thread)
         try:
             answer = await change
             if leases.moves == moves_before:
@@ -108,6 +120,7 @@ class NameOperations(Foundation):
                 directory.end_change()
                 self.listings.stale(directory.id)
                 self.recaller.void_attributes(directory)
+            flight.answered()
         serial, told = _told_of_directories(answer)
         for (number, directory), (attributes, mode) in zip(directories.items(), told, strict=False):
             if number in alone and attributes is not None and leases.granted(directory.lease, serial, mode):
@@ -137,67 +150,72 @@ class NameOperations(Foundation):
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise FUSEError(errno.EPERM)
-        parent, umask, caller = self.object(parent_inode), ctx.umask, self.callers.caller(ctx)
+        parent, umask, caller, thread = self.object(parent_inode), ctx.umask, self.callers.caller(ctx), ctx.pid
         node, handle = await self.place(parent_inode)
         making = node.make_node(handle, name, mode, umask, caller)
-        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
+        return self.entry(self.made(parent, name, await self.changing_names(making, thread, (parent_inode, name))))
 
     @answering
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        parent, umask, caller = self.object(parent_inode), ctx.umask, self.callers.caller(ctx)
+        parent, umask, caller, thread = self.object(parent_inode), ctx.umask, self.callers.caller(ctx), ctx.pid
         node, handle = await self.place(parent_inode)
         making = node.make_directory(handle, name, stat.S_IMODE(mode), umask, caller)
-        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
+        return self.entry(self.made(parent, name, await self.changing_names(making, thread, (parent_inode, name))))
 
     @answering
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        parent, caller = self.object(parent_inode), self.callers.caller(ctx)
+        parent, caller, thread = self.object(parent_inode), self.callers.caller(ctx), ctx.pid
         node, handle = await self.place(parent_inode)
         making = node.make_symlink(handle, name, target, caller)
-        return self.entry(self.made(parent, name, await self.changing_names(making, (parent_inode, name))))
+        return self.entry(self.made(parent, name, await self.changing_names(making, thread, (parent_inode, name))))
 
     @answering
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        parent, caller = self.object(new_parent_inode), self.callers.caller(ctx)
+        parent, caller, thread = self.object(new_parent_inode), self.callers.caller(ctx), ctx.pid
         node, handle = await self.place(inode)
         parent_node, parent_handle = await self.place(new_parent_inode)
         node = self.same_node(node, parent_node)
         making = node.make_link(handle, parent_handle, new_name, caller)
-        return self.entry(self.made(parent, new_name, await self.changing_names(making, (new_parent_inode, new_name))))
+        found = await self.changing_names(making, thread, (new_parent_inode, new_name))
+        return self.entry(self.made(parent, new_name, found))
 
     @answering
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self.remove(parent_inode, name, False, self.callers.caller(ctx))
+        await self.remove(parent_inode, name, False, self.callers.caller(ctx), ctx.pid)
 
     @answering
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         if parent_inode == ROOT_ID:
             raise FUSEError(errno.EBUSY)
-        await self.remove(parent_inode, name, True, self.callers.caller(ctx))
+        await self.remove(parent_inode, name, True, self.callers.caller(ctx), ctx.pid)
 
-    async def remove(self, parent_inode: int, name: bytes, directory: bool, caller: wire.Caller) -> None:
+    async def remove(
+        self, parent_inode: int, name: bytes, directory: bool, caller: wire.Caller, thread: int
+    ) -> None:  # fmt: skip
         """unlink(2), or rmdir(2) where *directory*."""
         node, parent = await self.place(parent_inode)
         removing = node.remove_name(parent, name, directory, caller)
-        await self.changing_names(removing, (parent_inode, name), removes=True, moves=directory)
+        await self.changing_names(removing, thread, (parent_inode, name), removes=True, moves=directory)
 
     @answering
     async def rename(
         self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int,
         ctx: RequestContext,
     ) -> None:  # fmt: skip
-        await self.move(parent_inode_old, name_old, parent_inode_new, name_new, flags, self.callers.caller(ctx))
+        caller = self.callers.caller(ctx)
+        await self.move(parent_inode_old, name_old, parent_inode_new, name_new, flags, caller, ctx.pid)
 
     async def move(
-        self, old_number: int, old_name: bytes, new_number: int, new_name: bytes, flags: int, caller: wire.Caller
-    ) -> None:
+        self, old_number: int, old_name: bytes, new_number: int, new_name: bytes, flags: int, caller: wire.Caller,
+        thread: int,
+    ) -> None:  # fmt: skip
         """renameat2(2)."""
         old_parent, new_parent = self.object(old_number), self.object(new_number)
         node, old_handle = await self.place(old_number)
         new_node, new_handle = await self.place(new_number)
         node = self.same_node(node, new_node)
         moving = node.rename(old_handle, old_name, new_handle, new_name, flags, caller)
-        await self.changing_names(moving, (old_number, old_name), (new_number, new_name), moves=True)
+        await self.changing_names(moving, thread, (old_number, old_name), (new_number, new_name), moves=True)
         self.recaller.moved(new_parent, new_name)
         if flags & _RENAME_EXCHANGE:
             self.recaller.moved(old_parent, old_name)

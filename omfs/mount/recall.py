@@ -169,7 +169,7 @@ class Recaller:
                     await again.wait()
                 elif Holder.is_done(lease, begun):
                     break
-            for dropping in tuple(inode.dropping):
+            for dropping in inode.dropping:
                 await dropping.wait()
         finally:
             Holder.end_recall(lease, left)
@@ -198,11 +198,11 @@ class Recaller:
         with trio.move_on_after(CLOSE_WITHIN_S):
             while inode.owner.is_cached(inode.handle):
                 closed = trio.Event()
-                inode.wakes.add(closed)
+                inode.wakes |= {closed}
                 try:
                     await closed.wait()
                 finally:
-                    inode.wakes.discard(closed)
+                    inode.wakes -= {closed}
 
     async def _forget_names(self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode) -> None:
         """As `_forget`.  Returns as soon as nobody can see the names any more, see above."""
@@ -213,15 +213,15 @@ class Recaller:
         self._nursery.start_soon(self._forget_and_tell, inode, names, left, forgotten)
         while not forgotten.is_set():
             if inode.changing:
-                inode.forgetting.add(forgotten)
+                inode.forgetting |= {forgotten}
                 await self._void(inode)
                 return
-            inode.wakes.add(forgotten_or_changing := trio.Event())
+            inode.wakes |= {forgotten_or_changing := trio.Event()}
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_set_after, forgotten, forgotten_or_changing)
                 await forgotten_or_changing.wait()
                 nursery.cancel_scope.cancel()
-            inode.wakes.discard(forgotten_or_changing)
+            inode.wakes -= {forgotten_or_changing}
 
     async def _forget_and_tell(
         self, inode: Inode[RemoteNode], names: tuple[bytes, ...] | None, left: Mode, forgotten: trio.Event
@@ -230,7 +230,7 @@ class Recaller:
             await self._forget(inode, names, left)
         finally:
             Holder.end_recall(inode.lease, left)
-            inode.forgetting.discard(forgotten)
+            inode.forgetting -= {forgotten}
             forgotten.set()
 
     async def wait_forgotten(self, inode: Inode[RemoteNode], thread: int) -> None:
@@ -241,7 +241,7 @@ class Recaller:
         """
         # From a thread: it may have to wait for that process, and it for us (kernel/processes.py).
         may_have_locked = not await trio.to_thread.run_sync(only_looks, thread, abandon_on_cancel=True)
-        for forgotten in tuple(inode.forgetting):
+        for forgotten in inode.forgetting:
             while not forgotten.is_set():
                 with trio.move_on_after(LOCKED_BY_ASKER_S if may_have_locked else math.inf):
                     await forgotten.wait()
@@ -328,7 +328,7 @@ class Recaller:
             while left := await self._pass_all(left, again):
                 await again.wait()
             for inode in inodes:
-                for dropping in tuple(inode.dropping):
+                for dropping in inode.dropping:
                     await dropping.wait()
         finally:
             for lease in leases:
@@ -413,9 +413,10 @@ class Recaller:
 
         a lease until now are gone.  They may end where the file ended then, and zeros behind would count as data.
         """
-        for pages in (inode.filling, inode.dropping):
-            for event in tuple(pages):
-                await event.wait()
+        for filling in inode.filling:
+            await filling.wait()
+        for dropping in inode.dropping:  # some of those among them
+            await dropping.wait()
 
     async def grow(self, inode: Inode[RemoteNode], size_bytes: int) -> None:
         """Before the kernel is answered that a file, which it reads through the page cache, has this size.
@@ -431,7 +432,7 @@ class Recaller:
                 notifier.grow, inode.id, size_bytes, limiter=self._data_threads, abandon_on_cancel=True
             )
         finally:
-            inode.dropping.discard(growing)
+            inode.dropping -= {growing}
             growing.set()
 
     async def _drop_pages(
@@ -446,7 +447,7 @@ class Recaller:
                 limiter=self._data_threads, abandon_on_cancel=True,
             )  # fmt: skip
         finally:
-            inode.dropping.discard(dropping)
+            inode.dropping -= {dropping}
             dropping.set()
 
 
@@ -473,7 +474,7 @@ class _Again:
 
 def _dropping(inode: Inode[RemoteNode]) -> trio.Event:
     event = trio.Event()
-    inode.dropping.add(event)
+    inode.dropping |= {event}
     return event
 
 

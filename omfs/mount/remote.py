@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _TEND_INTERVAL_S: Final = 1.0
 _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then not before it is heard again
 _CLOSE_WRITTEN_S: Final = 0.001  # until then nobody can execute the file there (ETXTBSY)
+_CLOSE_ROW_S: Final = 0.005  # the same in a row of files that are written one after the other
 _CLOSE_READ_S: Final = 0.01
 _CLOSES_MAX: Final = 1024  # in one message
 _LAST_WRITES_S: Final = 30.0  # a mount that ends waits so long for an owner that is away: then it is cut off anyway
@@ -48,12 +50,17 @@ _UNDELIVERED: Final = (NodeDown, HelloRefused, OutcomeUnknown, Interrupted)
 
 
 class _Closes:
-    """Open ids to be given back together, *within_s* of the first, at most *count_max* in one message."""
+    """Open ids to be given back together, *within_s* of the first, at most *count_max* in one message.
 
-    def __init__(self, within_s: float, count_max: int) -> None:
+    *row_s*: the same where others were sent less than that before.
+    """
+
+    def __init__(self, within_s: float, row_s: float, count_max: int) -> None:
         self._within_s = within_s
+        self._row_s = row_s
         self._count_max = count_max
         self._open_ids: list[int] = []
+        self._sent_s = -math.inf
         self._wanted = trio.Event()
 
     def add(self, open_id: int) -> None:
@@ -62,7 +69,9 @@ class _Closes:
 
     async def wait(self) -> list[wire.CloseFiles]:
         await self._wanted.wait()
-        await trio.sleep(self._within_s)
+        is_row = trio.current_time() - self._sent_s < self._row_s
+        await trio.sleep(self._row_s if is_row else self._within_s)
+        self._sent_s = trio.current_time()
         self._wanted = trio.Event()
         open_ids, self._open_ids = self._open_ids, []
         starts = range(0, len(open_ids), self._count_max)
@@ -92,14 +101,15 @@ class RemoteNode:
         self.unopened: set[RemoteFile] = set()
         self._owed: deque[tuple[int, wire.Message]] = deque()  # with the epoch that they are of
         self._lost: list[RemoteFile] = []  # their locks are to be taken again
-        self._read = _Closes(_CLOSE_READ_S, _CLOSES_MAX)
-        self._written = _Closes(_CLOSE_WRITTEN_S, WRITTEN_CLOSES_MAX)
+        self._read = _Closes(_CLOSE_READ_S, _CLOSE_READ_S, _CLOSES_MAX)
+        self._written = _Closes(_CLOSE_WRITTEN_S, _CLOSE_ROW_S, WRITTEN_CLOSES_MAX)
         self._epoch = peer.epoch
         self._is_doubtful = False  # it did not answer within _SILENT_S when last asked about its root
 
     def is_cached(self, handle: bytes | None) -> bool:
         """Whether the kernel reads a file that is open here through its page cache."""
-        return handle is not None and any(file.is_cached for file in self.files.get(handle, ()))
+        files = self.files.get(handle) if handle is not None else None
+        return files is not None and any(file.is_cached for file in files)
 
     def is_mapped(self, handle: bytes | None) -> bool:
         """Whether the kernel has pages of a file that is read(2) from its owner: a mapping."""
@@ -378,7 +388,12 @@ class RemoteNode:
                 if epoch == self.peer.epoch and not await self._gave_back(request):  # else it went with its session
                     break
                 self._owed.popleft()
-            for file in list(self.doubtful):
+            await self.settle_doubts()
+
+    async def settle_doubts(self) -> None:
+        """Whether we have the locks that were asked for in vain, as far as the owner answers now."""
+        for file in list(self.doubtful):
+            if self.peer.state == "up":
                 await self._settle_doubts(file)
 
     async def _recovered(self, file: RemoteFile) -> bool:

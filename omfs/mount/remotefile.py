@@ -49,16 +49,9 @@ class RemoteFile:
     """One open(2) of a program, at the owner."""
 
     def __init__(
-        self,
-        node: RemoteNode,
-        handle: bytes,
-        open_id: int,
-        caller: wire.Caller,
-        flags: int,
-        *,
-        directory: bool = False,
-        execute: bool = False,
-    ) -> None:
+        self, node: RemoteNode, handle: bytes, open_id: int, caller: wire.Caller, flags: int, *,
+        directory: bool = False, execute: bool = False,
+    ) -> None:  # fmt: skip
         self.node = node
         self.handle = handle
         self.open_id = open_id
@@ -75,10 +68,12 @@ class RemoteFile:
         self._execute = execute
         self._flock = 0  # LOCK_SH, LOCK_EX or 0
         self._ranges: dict[int, tuple[Range, ...]] = {}  # by lock owner
+        self.own_owner: int | None = None  # the lock owner that this open itself is (F_OFD_SETLK), once that is seen
         self._lock_lost = False
         self._flock_doubtful = False  # the owner may hold another flock than _flock
         self._doubts: list[tuple[int, Range]] = []  # lock owner and where it may hold other ranges than _ranges
-        self._locking = 0  # lock calls under way
+        self._locking = 0  # flock calls under way
+        self._asking: list[int] = []  # processes with POSIX lock calls under way
         self._recovering: trio.Lock | None = None
         self._epoch = node.peer.epoch if open_id != UNOPENED else -1  # of open_id
         self._closed = False
@@ -102,9 +97,7 @@ class RemoteFile:
             self.whole = b""
         return memoryview(data)[offset : offset + size_bytes]
 
-    async def write(
-        self, offset: int | None, data: Buffer, kill_set_id: bool = False, behind: bool = False
-    ) -> int:  # fmt: skip
+    async def write(self, offset: int | None, data: Buffer, kill_set_id: bool = False, behind: bool = False) -> int:
         """At *offset*, or (None) at the end, wherever that is by then, as one record.
 
         *kill_set_id*: the writer may not keep the set-id bits of the file.  *behind*: the program was answered already
@@ -225,16 +218,29 @@ class RemoteFile:
         self.node.close_soon(opened.open_id, written=False)
         return opened
 
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether `close` has nothing to wait for, and `close_here` is all of it."""
+        return self._unsent is None and not self.holds_locks
+
     async def close(self) -> None:
         """Give it back; whatever happens, this open id is not used again."""
         await self.drain()  # what fails now nobody can be told: the program's close(2) has returned
+        self.close_here()
+        if self.open_id == UNOPENED or not self.holds_locks:
+            return
+        for owner in list(self._ranges):  # open file description locks end with the description
+            await self.node.settle(wire.ReleaseLocks(self.open_id, owner))
+        await self.node.settle(wire.CloseFile(self.open_id))
+
+    def close_here(self) -> None:
+        """The part of `close` that does not wait."""
         self._closed = True
         self._flock_doubtful = False
         self._doubts.clear()
         self.node.doubtful.discard(self)
         self.node.unopened.discard(self)
-        same = self.node.files.get(self.handle)
-        if same is not None:
+        if (same := self.node.files.get(self.handle)) is not None:
             same.discard(self)
             for other in same:  # mappings of one file have the same pages
                 other.has_pages |= self.has_pages
@@ -248,10 +254,6 @@ class RemoteFile:
             Holder.stopped_writing(self.inode.lease, self)
         if not self.holds_locks:
             self.node.close_soon(self.open_id, written=self.is_written)
-            return
-        for owner in list(self._ranges):  # open file description locks end with the description
-            await self.node.settle(wire.ReleaseLocks(self.open_id, owner))
-        await self.node.settle(wire.CloseFile(self.open_id))
 
     # ------------------------------------------------------------ locks
 
@@ -259,41 +261,53 @@ class RemoteFile:
     def holds_locks(self) -> bool:
         return bool(self._flock or self._ranges)
 
-    async def lock_file(self, operation: int, wait: bool) -> None:
-        """flock(2).  Raises RemoteFailure (EWOULDBLOCK), Interrupted."""
+    @property
+    def flock(self) -> int | None:  # LOCK_SH, LOCK_EX or 0; None where that is in doubt
+        return None if self._locking or self._flock_doubtful else self._flock
+
+    @property
+    def unsure(self) -> list[int]:  # processes that may hold other ranges than those that are known
+        return [*self._asking, *(doubt.pid for _, doubt in self._doubts)]
+
+    async def lock_file(self, operation: int, wait: bool, moving: wire.Moving | None = None) -> None:  # flock(2)
         await self._settle_all_doubts()
         self._locking += 1
         try:
-            await self._call(lambda: wire.LockFile(self.open_id, operation, wait), wire.Done)
+            await self._call(lambda: wire.LockFile(self.open_id, operation, wait, moving), wire.Done)
             self._flock = 0 if operation == fcntl.LOCK_UN else operation
         except _INDEFINITE:
             if operation == fcntl.LOCK_UN:  # nobody counts on it any more
                 self._flock = 0
-            self._flock_doubtful = True
-            self.node.doubtful.add(self)
+            if moving is None:
+                self._flock_doubtful = True
+                self.node.doubtful.add(self)
             raise
         finally:
             self._locking -= 1
 
-    async def lock_range(self, owner: int, new: Range, wait: bool) -> None:
-        """fcntl(2) F_SETLK, or F_SETLKW where *wait*.  Raises RemoteFailure (EAGAIN), Interrupted."""
+    async def lock_range(self, owner: int, new: Range, wait: bool, moving: wire.Moving | None = None) -> None:
+        """fcntl(2) F_SETLK, or F_SETLKW where *wait*; of *moving* another has it too, so only a close gives it back.
+
+        Raises RemoteFailure (EAGAIN), Interrupted.
+        """
 
         def request() -> wire.Message:
-            return wire.LockRange(self.open_id, owner, new.kind, new.start, new.end, new.pid, wait)
+            return wire.LockRange(self.open_id, owner, new.kind, new.start, new.end, new.pid, wait, moving)
 
         await self._settle_all_doubts()
-        self._locking += 1
+        self._asking.append(new.pid)
         try:
             await self._call(request, wire.Done)
         except _INDEFINITE:
-            if new.kind == fcntl.F_UNLCK:  # nobody counts on it any more
-                self._note_range(owner, new)
-            self._doubts.append((owner, new))
             self._ranges.setdefault(owner, ())  # so that a close releases what we do not know of
-            self.node.doubtful.add(self)
+            if moving is None:
+                self._doubts.append((owner, new))
+                self.node.doubtful.add(self)
+                if new.kind == fcntl.F_UNLCK:  # nobody counts on it any more
+                    self._note_range(owner, new)
             raise
         finally:
-            self._locking -= 1
+            self._asking.remove(new.pid)
         self._note_range(owner, new)
 
     def _note_range(self, owner: int, new: Range) -> None:
@@ -302,6 +316,9 @@ class RemoteFile:
             file._ranges.pop(owner, None)
         if held:
             self._ranges[owner] = held
+
+    def owned_ranges(self) -> list[tuple[int, Range]]:  # by lock owner
+        return [(owner, lock) for owner, held in self._ranges.items() for lock in held]
 
     async def _settle_all_doubts(self) -> None:
         """Before another lock of the object is asked for: what is told to the owner later would undo that one."""
@@ -314,7 +331,9 @@ class RemoteFile:
 
         Left to a lock call of the object where one is under way: it may be granted before we hear of it.
         """
-        while (self._flock_doubtful or self._doubts) and not any(file._locking for file in self._same_object()):
+        while (self._flock_doubtful or self._doubts) and not any(
+            file._locking or file._asking for file in self._same_object()
+        ):
             await self._settle_one_doubt()
         if not self._flock_doubtful and not self._doubts:
             self.node.doubtful.discard(self)
@@ -367,7 +386,7 @@ class RemoteFile:
     @property
     def is_range_locked(self) -> bool:
         """Some process holds POSIX locks on the object through this mount (or may: see `_doubts`)."""
-        return any(file._ranges or file._doubts for file in self._same_object())
+        return any(file._ranges or file._doubts for file in self.node.files.get(self.handle, ()))
 
     def _same_object(self) -> list[RemoteFile]:
         return list(self.node.files.get(self.handle, ()))

@@ -56,10 +56,11 @@ class _Seen(NamedTuple):
 class Replica:
     """One per mount."""
 
-    def __init__(self, own_id: int, mignode: Path, mountpoint: str) -> None:
-        """*mignode*: its control socket."""
+    def __init__(self, own_id: int, mignode: Path, mountpoint: str, *, dfsa: bool) -> None:
+        """*mignode*: its control socket.  *dfsa*: as it is mounted, which mignode may not know otherwise."""
         self.own_id = own_id
         self._mountpoint = mountpoint
+        self._dfsa = dfsa
         self._mignode = mignode
         self._places = Places(ORDINARY_MAX)
         self._hears_forks = False
@@ -92,12 +93,12 @@ class Replica:
             self._places.put(place)
 
     async def _tell(self, _: control.Arguments) -> dict[str, Any]:
-        return {"places": tuple(self._places)}
+        return {"places": tuple(self._places), "dfsa": self._dfsa}
 
     async def fetch(self) -> None:
         """Take what a mignode that runs already knows."""
         try:
-            reply = await control.ask(self._mignode, "places", deadline_s=ASK_WITHIN_S)
+            reply = await control.ask(self._mignode, "places", deadline_s=ASK_WITHIN_S, dfsa=self._dfsa)
             self._take(msgspec.convert({**reply, "everything": True}, Told))
         except NotRunning:
             return
@@ -106,12 +107,13 @@ class Replica:
 
     # ------------------------------------------------------------ what is asked
 
-    def resolved(self, name: Magic, thread: int) -> int | None:
-        """The node that the name leads to for the process of this thread; None: `wait_resolved` must find out."""
-        return None if len(self._places) else self.own_id
+    @property
+    def is_empty(self) -> bool:
+        """All processes are ordinary ones: every name leads to this node."""
+        return not len(self._places)
 
     async def wait_resolved(self, name: Magic, thread: int) -> int:
-        """As `resolved`."""
+        """The node that the name leads to for the process of this thread."""
         seen = await self._aside(self._see, name, thread)
         place = await self._find(seen) if seen is not None else None
         if seen is None or place is None:

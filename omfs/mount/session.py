@@ -144,7 +144,9 @@ class Session:
         unmounted = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             loop.add_worker = lambda: nursery.start_soon(pyfuse3._session_loop, nursery, 1, 1)  # type: ignore[attr-defined]
-            nursery.start_soon(_until, unmounted, lister.tend, self._operations.recaller.run)
+            nursery.start_soon(
+                _until, unmounted, lister.tend, self._operations.recaller.run, self._operations.ahead.run
+            )
             await pyfuse3.main(min_tasks=1, max_tasks=1)
             unmounted.cancel()
 

@@ -115,8 +115,7 @@ class Lister:
             self._operations.counters.asked_listings += 1
             asked_at = self._operations.xattr_changes
             size_bytes = _piece_bytes(reply, snapshot, len(handle))
-            wants_bare = reply.plus and self._operations.wants_bare
-            read = await file.read_directory(snapshot.cursor, size_bytes, wants_bare)
+            read = await file.read_directory(snapshot.cursor, size_bytes, reply.plus)  # `ls -l` asks for ACLs next
             return self._take(reply, snapshot, index, node, read, asked_at)
         except OmfsError as error:
             if error.errno == errno.ESTALE:  # removed by another node: as the kernel says of a removed directory
@@ -139,6 +138,8 @@ class Lister:
         if any(map(is_name_only, entries)):
             mode = wire.Mode.NONE  # another user may see more
         packed, can_pack = 0, reply.plus and index == len(snapshot.names)
+        name_s = policy.names_valid_s(directory, read) if can_pack else 0
+        round_ = node.leases.round if any(entry.bare for entry in entries) else 0
         names: list[Name] = []
         for entry in entries:
             kind = entry.attributes.mode >> 12
@@ -149,7 +150,7 @@ class Lister:
             inode = inodes.find(node, entry.handle)
             names.append(Name(entry.name, inode.id, kind))
             if can_pack:
-                known = self._known(directory, read, entry, inode, asked_at)
+                known = self._known(inode, read, entry, name_s, asked_at, round_)
                 can_pack = reply.add(inode.id, kind, entry.name, snapshot.cookie(index + packed + _DOTS + 1), known)
                 packed += can_pack
                 inode.lookups += can_pack and known is not dirs.NO_ENTRY
@@ -164,16 +165,16 @@ class Lister:
         return packed
 
     def _known(
-        self, directory: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, inode: Inode[RemoteNode],
-        asked_at: int,
+        self, inode: Inode[RemoteNode], read: wire.DirectoryRead, entry: wire.Entry, name_s: int, asked_at: int,
+        round_: int,
     ) -> bytes:  # fmt: skip
         """What the entry says of its object: nothing where the kernel could not use it in a later call."""
-        entry_s, attr_s = self._listings.policy.entry_valid_s(directory, read, entry, inode)
+        attr_s = self._listings.policy.attributes_valid_s(inode, read, entry)
         if attr_s:
-            self._operations.note_bare(inode, entry.bare, asked_at)
-        if not entry_s and not attr_s:
+            self._operations.note_bare(inode, entry.bare, asked_at, round_)
+        if not name_s and not attr_s:
             return dirs.NO_ENTRY
-        return dirs.known_entry(inode.id, abi.attributes(inode.id, entry.attributes), entry_s, attr_s)
+        return dirs.known_entry(inode.id, abi.attributes(inode.id, entry.attributes), name_s, attr_s)
 
     async def sync(self, request: memoryview, unique: int) -> bytes:
         """FSYNCDIR.  Raises OmfsError, FUSEError."""

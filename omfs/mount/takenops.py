@@ -21,7 +21,8 @@ import trio
 
 from omfs.errors import NameAbsent
 from omfs.mount import lowlevel_abi as abi
-from omfs.mount.handlers import Foundation
+from omfs.mount.flights import in_flight
+from omfs.mount.handlers import CACHED_S, Foundation
 from omfs.mount.inodes import FIRST_OBJECT_ID, ROOT_ID
 from omfs.mount.justtold import JustTold
 from omfs.mount.lowlevel import PASSED, Hook, Taken, Taker
@@ -43,7 +44,7 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
     write = abi.write_in(request)
     file = operations.files[write.fh]
     data = request[abi.WRITE_HEADER_BYTES : abi.WRITE_HEADER_BYTES + write.size_bytes]
-    try:
+    async with operations.writing(file, write):
         size_bytes = await file.unsent.write(
             _place(write),
             data,
@@ -51,9 +52,7 @@ async def _write(operations: FileOperations, request: memoryview, unique: int) -
             may_ask=not write.write_flags & abi.WRITE_FROM_CACHE,
             must_arrive=_is_synchronous(write),
         )
-        return abi.write_reply(unique, size_bytes)
-    finally:
-        await operations.written(file, write)
+    return abi.write_reply(unique, size_bytes)
 
 
 def _take_write(operations: FileOperations, write_slowly: Taker) -> Taker:
@@ -117,6 +116,7 @@ def _look_up(just_told: JustTold) -> Handler:
             if known is not None:
                 await operations.recaller.wait_settled(known)
             told = operations.found(parent, name, found)
+            operations.ahead.missed(parent, caller)
         except NameAbsent as absent:
             absent_s = operations.absent_s(parent, name, absent)
             if not absent_s:
@@ -134,9 +134,15 @@ def _look_up(just_told: JustTold) -> Handler:
 
 async def _get_attributes(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     inode, fh = operations.inodes.get(operations.hook.node_id), abi.getattr_file_number(request)
+    thread = operations.hook.pid
     assert inode.handle is not None  # the directory of a node is not taken
+    if in_flight(inode, thread):
+        await operations.flights.wait_landed(inode, thread)
+        known = operations.attributes_unasked(inode)  # by the answer to the call that was in flight
+        if known is not None:
+            return abi.attr_reply(unique, abi.attributes(inode.id, known), 0 if inode.flights else CACHED_S)
     if inode.forgetting:
-        await operations.recaller.wait_forgotten(inode, operations.hook.pid)
+        await operations.recaller.wait_forgotten(inode, thread)
     got = await inode.owner.get_attributes(inode.handle)
     await operations.recaller.wait_settled(inode)
     if fh is not None and operations.is_cached(fh):
@@ -147,7 +153,7 @@ async def _get_attributes(operations: FileOperations, request: memoryview, uniqu
 async def _remove(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
     await operations.remove(
-        hook.node_id, abi.last_name(request), hook.opcode == abi.RMDIR, operations.callers.caller(hook)
+        hook.node_id, abi.last_name(request), hook.opcode == abi.RMDIR, operations.callers.caller(hook), hook.pid
     )
     return abi.reply(unique)
 
@@ -155,8 +161,8 @@ async def _remove(operations: FileOperations, request: memoryview, unique: int) 
 async def _rename(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     hook = operations.hook
     wanted = abi.rename_in(request) if hook.opcode == abi.RENAME else abi.rename2_in(request)
-    caller = operations.callers.caller(hook)
-    await operations.move(hook.node_id, wanted.name, wanted.new_parent, wanted.new_name, wanted.flags, caller)
+    caller, thread = operations.callers.caller(hook), hook.pid
+    await operations.move(hook.node_id, wanted.name, wanted.new_parent, wanted.new_name, wanted.flags, caller, thread)
     return abi.reply(unique)
 
 
@@ -168,7 +174,7 @@ def _make_directory(just_told: JustTold) -> Handler:
         parent = operations.object(number)
         node, handle = await operations.place(number)
         making = node.make_directory(handle, wanted.name, stat.S_IMODE(wanted.mode), wanted.umask, caller)
-        found = await operations.changing_names(making, (number, wanted.name))
+        found = await operations.changing_names(making, thread, (number, wanted.name))
         told = operations.made(parent, wanted.name, found)
         attr = abi.attributes(told.number, told.attributes)
         just_told.note(thread, told.number, attr)  # who makes a directory goes into it
@@ -185,7 +191,7 @@ def _create(just_told: JustTold) -> Handler:
         parent = operations.object(number)
         node, handle = await operations.place(number)
         creating = create_file(node, handle, wanted.name, wanted.mode, wanted.umask, wanted.flags, caller)
-        opened = await operations.changing_names(creating, (number, wanted.name))
+        opened = await operations.changing_names(creating, thread, (number, wanted.name))
         told, fh = await operations.create_number(parent, wanted.name, opened)
         attr = abi.attributes(told.number, told.attributes)
         just_told.note(thread, told.number, attr)  # the kernel checks access to what it has just made
@@ -199,6 +205,24 @@ async def _release(operations: FileOperations, request: memoryview, unique: int)
     if file is not None:
         await file.close()
     return abi.reply(unique)
+
+
+def _take_release(operations: FileOperations) -> Taker:
+    release_slowly = _taker(operations, _release)
+
+    def take_release(hook: Hook, request: memoryview) -> Taken:
+        """A file that was only read is closed here, without a task."""
+        number = abi.file_number(request)
+        file = operations.files.get(number)
+        if file is not None:
+            if not file.closes_at_once:
+                return release_slowly(hook, request)
+            del operations.files[number]
+            file.close_here()
+        hook.answer(abi.reply(hook.unique))
+        return None
+
+    return take_release
 
 
 async def _open(operations: FileOperations, request: memoryview, unique: int) -> bytes:
@@ -220,23 +244,26 @@ async def _set_lock(operations: FileOperations, request: memoryview, unique: int
     if lock.lock_flags & abi.LOCK_IS_FLOCK:
         await file.lock_file(_FLOCK_OPERATIONS[lock.kind], wait)
     else:
-        await file.lock_range(lock.owner, Range(lock.start, lock.end, lock.kind, lock.pid), wait)
+        new = Range(lock.start, lock.end, lock.kind, lock.pid)
+        moving = None if lock.kind == fcntl.F_UNLCK else operations.moving_locks.moving(lock.pid)
+        await file.lock_range(lock.owner, new, wait, moving)
     return abi.reply(unique)
 
 
 async def _get_lock(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     lock = abi.lock_in(request)
-    found = await operations.files[lock.fh].probe_range(lock.owner, lock.kind, lock.start, lock.end)
+    file = operations.files[lock.fh]
+    if operations.moving_locks.is_mark(file, lock.owner, lock.start):
+        return abi.lock_reply(unique, lock.start, lock.end, fcntl.F_UNLCK, 0)
+    found = await file.probe_range(lock.owner, lock.kind, lock.start, lock.end)
     return abi.lock_reply(unique, found.start, found.end, found.kind, found.pid)
 
 
 async def _fallocate(operations: FileOperations, request: memoryview, unique: int) -> bytes:
     wanted = abi.fallocate_in(request)
     file = operations.files[wanted.fh]
-    try:
+    async with operations.changing_data(file):
         await file.allocate(wanted.mode, wanted.offset, wanted.size_bytes)
-    finally:
-        await operations.data_changed(file)
     return abi.reply(unique)
 
 
@@ -251,10 +278,8 @@ async def _copy_range(operations: FileOperations, request: memoryview, unique: i
     source, target = operations.files[wanted.source_fh], operations.files[wanted.target_fh]
     Foundation.same_node(source.node, target.node)  # EXDEV: the kernel or the program copies
     size_bytes = min(wanted.size_bytes, _COPY_MAX_BYTES)
-    try:
+    async with operations.changing_data(target):
         copied = await source.copy_to(wanted.source_offset, target, wanted.target_offset, size_bytes)
-    finally:
-        await operations.data_changed(target)
     return abi.number_reply(unique, copied) if is_64 else abi.write_reply(unique, copied)
 
 
@@ -264,7 +289,6 @@ _HANDLERS: Final[dict[int, Handler]] = {
     abi.UNLINK: _remove,
     abi.RENAME: _rename,
     abi.RENAME2: _rename,
-    abi.RELEASE: _release,
     abi.SETLK: _set_lock,
     abi.SETLKW: _set_lock,
     abi.GETLK: _get_lock,
@@ -291,7 +315,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
     def take_get_attributes(hook: Hook, request: memoryview) -> Taken:
         number = hook.node_id
         attr = just_told.take(hook.pid, number)
-        if attr is not None and not operations.object(number).forgetting:
+        if attr is not None and operations.may_tell_now(number, hook.pid):
             hook.answer(abi.attr_reply(hook.unique, attr, 0))
             return None
         return PASSED if number < FIRST_OBJECT_ID else get_attributes(hook, request)
@@ -327,6 +351,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
 
     hook.takers[abi.RMDIR] = take_rmdir
     hook.takers[abi.FLUSH] = take_flush
+    hook.takers[abi.RELEASE] = _take_release(operations)
     hook.takers[abi.OPEN] = take_open
     hook.takers[abi.WRITE] = _take_write(operations, _taker(operations, _write))
     hook.takers[abi.READ] = take_read

@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 _BLOCK_BYTES: Final = 4096
 THREADS_MAX: Final = 256  # that look at processes; one may wait for an execve, which may wait for a silent owner
+_NO_UID: Final = -1  # which guests there are is everybody's to know
 _NOBODY: Final = Identity(0, 0)  # a caller that is not shown here
 
 
@@ -58,10 +59,10 @@ class Target(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the values are.  Raises OmfsError."""
+    """Where the values are.  Raises OmfsError.  *uid*: who asks; *by*: the thread that writes, 0 if not shown here."""
 
-    async def read(self, target: Target) -> bytes: ...
-    async def write(self, target: Target, text: str, uid: int) -> None: ...
+    async def read(self, target: Target, uid: int) -> bytes: ...
+    async def write(self, target: Target, text: str, uid: int, by: int) -> None: ...
 
 
 class _Open:
@@ -152,7 +153,7 @@ class VirtualTree:
                 asker = await self._identify(thread) or _NOBODY
                 target = Target(controlfiles.HPC, controlfiles.GUESTS, *asker)
                 try:
-                    lines = await self._value(self._source.read(target), thread, unique)
+                    lines = await self._value(self._source.read(target, _NO_UID), thread, unique)
                 except OmfsError as error:  # mignode knows of none, or does not run: then there are none
                     log.debug("guests: %s", error)
                     return ()
@@ -216,11 +217,11 @@ class VirtualTree:
         return abi.reply(unique)
 
     async def _read(self, hook: Hook, request: memoryview, unique: int) -> bytes:
-        thread, (fh, offset, size_bytes) = hook.pid, abi.read_in(request)
+        thread, uid, (fh, offset, size_bytes) = hook.pid, hook.uid, abi.read_in(request)
         file = self._files[fh]
         target = await self._aside(_target, file.spot, thread)
         if file.text is None or not offset:
-            file.text = await self._value(self._source.read(target), thread, unique)
+            file.text = await self._value(self._source.read(target, uid), thread, unique)
         return abi.reply(unique, file.text[offset : offset + size_bytes])
 
     async def _write(self, hook: Hook, request: memoryview, unique: int) -> bytes:
@@ -239,7 +240,7 @@ class VirtualTree:
             log.debug("%s: %s", spot.file.name, error)
             raise FUSEError(errno.EINVAL) from None
         target = await self._aside(_target, spot, thread)
-        await self._value(self._source.write(target, text, uid), thread, unique)
+        await self._value(self._source.write(target, text, uid, thread), thread, unique)
         return abi.write_reply(unique, write.size_bytes)
 
     async def _value(self, asking: Awaitable[T], thread: int, unique: int) -> T:

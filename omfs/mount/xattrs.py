@@ -19,14 +19,22 @@ ACL_NAMES: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_def
 
 
 _OF_ACCESS: Final = ACL_NAMES | {b"security.capability"}
+LABEL: Final = b"security.selinux"
 _TOLD: Final = (b"user.", b"trusted.", b"security.")  # of other kinds the owner may say EOPNOTSUPP
 
 
-def lacks(bare: Bare, name: bytes) -> bool:
-    """Whether an object of which this is known does not have the attribute: ENODATA."""
-    if bare is Bare.UNKNOWN:
-        return False
-    return name in _OF_ACCESS or (bare is Bare.OF_ALL and name.startswith(_TOLD))
+def missing_errno(bare: Bare, name: bytes, has_labels: bool) -> int:
+    """What getxattr(2) says of an object of which this is known, if it does not have the attribute; 0: it may have it.
+
+    *has_labels*: this mount has met an SELinux label, of any object.  Until then it is a file system without: ls asks
+    such a one once, and each other one for each file.  Only a node without SELinux asks at all: elsewhere the kernel
+    answers by itself.
+    """
+    if bare is Bare.OF_ALL and name == LABEL and not has_labels:
+        return errno.EOPNOTSUPP
+    if name in _OF_ACCESS and bare is not Bare.UNKNOWN:
+        return errno.ENODATA
+    return errno.ENODATA if bare is Bare.OF_ALL and name.startswith(_TOLD) else 0
 
 
 class Xattrs:

@@ -5,7 +5,7 @@ trip cheap) and waits only for its turn or for the socket.  `receive` belongs to
 replies may go both ways.  What it does not do: match replies to requests, reconnect, decide.
 
 Invariants: frames are never interleaved; a frame that was begun is finished or the connection is closed; after close()
-every send and receive raises an OSError.  Called by net/peer.py and net/server.py.
+every send and receive raises an OSError.  Called by net/peer.py, net/server.py and mignode/line.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import trio
 
 from omfs import wire
 from omfs.config import BULK_LANE_FROM_BYTES, BULK_MAX_BYTES, META_MAX_BYTES
-from omfs.net.frames import REPLY_BIT, Buffer, Frame, FrameReader, encode
+from omfs.net.frames import REPLY_BIT, Buffer, Decode, Frame, FrameReader, encode
+from omfs.net.sockets import RECORDS_MAX_BYTES
 from omfs.net.transport import FileSlice, Transport
 
 Bulk: TypeAlias = Buffer | FileSlice
@@ -31,9 +32,12 @@ _ZEROS: Final = bytes(64 << 10)
 
 
 class Channel:
-    """Frames over a transport.  *bytes_in*, *bytes_out*: totals.  *at_holder*: this end is the holder's."""
+    """Frames over a transport.  *bytes_in*, *bytes_out*: totals.  *at_holder*: this end is the holder's.
 
-    def __init__(self, transport: Transport, *, at_holder: bool = False) -> None:
+    *decode*: for other messages than the file system's.
+    """
+
+    def __init__(self, transport: Transport, *, at_holder: bool = False, decode: Decode | None = None) -> None:
         self.name = transport.name
         self.transport = transport
         self.bytes_in = 0
@@ -43,7 +47,7 @@ class Channel:
         self.closed_because = ""
         self.comes_soon: Callable[[int], bool] | None = None
         """Waits a moment, blocking the process: whether this descriptor has the next frame (net/server.py)."""
-        self._reader = FrameReader(STRANGER_META_MAX_BYTES, 0, at_holder=at_holder)
+        self._reader = FrameReader(STRANGER_META_MAX_BYTES, 0, at_holder=at_holder, decode=decode)
         self._drained = True  # nothing is known to wait in the transport
         self._busy = False  # a task owns the sending side
         self._turn = trio.lowlevel.ParkingLot()
@@ -91,7 +95,7 @@ class Channel:
             self._has_heard = True
             frames = reader.received(size_bytes)
             # Inside bulk data the next piece is probably there; otherwise asking again would mostly be in vain.
-            self._drained = not reader.in_bulk and size_bytes < len(buffer)
+            self._drained = not reader.in_bulk and size_bytes < min(len(buffer), RECORDS_MAX_BYTES)
             if frames:
                 return frames
             moved += size_bytes
@@ -114,7 +118,7 @@ class Channel:
             self.bytes_in += size_bytes
             self._has_heard = True
             frames += self._reader.received(size_bytes)
-            if not self._reader.in_bulk and size_bytes < len(buffer):
+            if not self._reader.in_bulk and size_bytes < min(len(buffer), RECORDS_MAX_BYTES):
                 break
         self._drained = True
         return frames

@@ -247,6 +247,52 @@ class HeldToldReply(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class LockedRange(msgspec.Struct, frozen=True):
+    """A POSIX lock of [start, end], as wire.LockRange has it, on a file of *node*; *pid*: here, who took it."""
+
+    node: int
+    inode: int
+    pid: int
+    kind: int
+    start: int
+    end: int
+
+
+class LockedReply(msgspec.Struct, frozen=True):
+    """A mount's answer to "locked": what programs of this node have locked through it.
+
+    *inodes*: the numbers of files with locks of open files, or where that is in doubt.  *ranges*: also those of open
+    files of which the mount has not been shown that (`MarkedReply`).  *unsure*: processes that may have others.
+    """
+
+    inodes: tuple[int, ...]
+    ranges: tuple[LockedRange, ...] = ()
+    unsure: tuple[int, ...] = ()
+
+
+class MarkedOpen(msgspec.Struct, frozen=True):
+    """An open file, by the marks that it was shown with: a probe (F_OFD_GETLK) of the byte *mark* each.
+
+    *flock*: LOCK_SH 1, LOCK_EX 2 or 0; None: in doubt.  *ranges*: (kind, start, end) of its OFD locks.
+    """
+
+    marks: tuple[int, ...]
+    flock: int | None
+    ranges: tuple[tuple[int, int, int], ...]
+
+
+class MarkedReply(msgspec.Struct, frozen=True):
+    """A mount's answer to "marked" {"marks": [...]}, as "expect_marks" had them."""
+
+    opens: tuple[MarkedOpen, ...]
+
+
+class UsageReply(msgspec.Struct, frozen=True):
+    """A mount's answer to "usage": (PID namespace, owner, bytes read, bytes written, requests) of guests here."""
+
+    counts: tuple[tuple[int, int, int, int, int], ...]
+
+
 class HeldAuditedReply(msgspec.Struct, frozen=True):
     """A mount's answer to "audit", "ask_audit" {"node": N, and as wire.AuditHeld}; as above."""
 

@@ -7,12 +7,13 @@ numbers its own requests, so both may ask on the same connection.
 `FrameReader` is fed by whoever owns the connection: receive into `buffer()`, then tell `received(n)`.  Invariants:
 nothing is allocated for a frame before its header passed the limits; bulk data of any size land in a bytearray of
 their own, which then belongs to the consumer; after a WireError the reader is dead and the connection must be closed.
-Called by net/channel.py only.
+Called by net/channel.py only; mignode/line.py brings messages of its own.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import msgspec
@@ -24,6 +25,7 @@ from omfs.errors import WireError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Frame: TypeAlias = tuple[int, wire.Message, Buffer]
 """(id with REPLY_BIT, message, bulk data)."""
+Decode: TypeAlias = Callable[[memoryview], wire.Message]
 
 HEADER: Final = struct.Struct("<IIQ")
 HEADER_BYTES: Final = HEADER.size
@@ -57,15 +59,21 @@ class FrameReader:
     """Turns received bytes into frames.
 
     *meta_max* and *bulk_max* (bytes) may be changed between frames: a stranger gets less than an authenticated node.
-    *at_holder*: the only requests that come are the owner's recalls; without it, everything but those.
+    *at_holder*: the only requests that come are the owner's recalls; without it, everything but those.  *decode*: what
+    comes is not the file system's at all.
     """
 
     def __init__(
-        self, meta_max: int = META_MAX_BYTES, bulk_max: int = BULK_MAX_BYTES, *, at_holder: bool = False
+        self,
+        meta_max: int = META_MAX_BYTES,
+        bulk_max: int = BULK_MAX_BYTES,
+        *,
+        at_holder: bool = False,
+        decode: Decode | None = None,
     ) -> None:
         self.meta_max = meta_max
         self.bulk_max = bulk_max
-        self._decode_request = _decode_recall if at_holder else _decode_request
+        self._decode_request: Decode = decode or (_decode_recall if at_holder else _decode_request)
         self._view = memoryview(bytearray(BUFFER_BYTES))
         self._start = 0  # [start, end) of _view is received and not yet consumed
         self._end = 0

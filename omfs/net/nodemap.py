@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from omfs.config import MAP_PATHS
-from omfs.errors import MapError
+from omfs.errors import ConfigError, MapError
 
 NODE_ID_MAX: Final = 65535
 ENTRIES_MAX: Final = 256  # the original's limit, so that a map made here also loads there
 MAP_MAX_BYTES: Final = 1 << 20  # 256 entries and generous comments; a larger file is not a map
+DISCOVERED: Final = "# written by omdiscd, which finds the nodes: what you write here is lost"  # first line of its maps
 NONLOCAL_BIND: Final = Path("/proc/sys/net/ipv4/ip_nonlocal_bind")
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,9}\Z")
@@ -88,7 +89,7 @@ def parse_map(text: str, path: str) -> NodeMap:
     if not entries:
         raise MapError(path, 0, "the map has no entries; write lines like: 1 192.168.1.1 1")
     nodes = _nodes(entries, path)
-    return NodeMap(path, tuple(entries), nodes, _digest(nodes))
+    return NodeMap(path, tuple(entries), nodes, digest_of(nodes))
 
 
 def _entry(number: int, fields: list[str]) -> Entry:
@@ -164,9 +165,17 @@ def _nodes(entries: Iterable[Entry], path: str) -> dict[int, tuple[str, ...]]:
     return {node: (primary[node], *(entry.address for entry in aliases.get(node, ()))) for node in sorted(primary)}
 
 
-def _digest(nodes: Mapping[int, tuple[str, ...]]) -> bytes:
+def digest_of(nodes: Mapping[int, tuple[str, ...]]) -> bytes:
     lines = (f"{node_id} {first} {' '.join(sorted(more))}\n" for node_id, (first, *more) in nodes.items())
     return hashlib.blake2b("".join(lines).encode(), digest_size=32).digest()
+
+
+def id_of_address(address: str) -> int:
+    """The id that openMosix gives a node that nobody has given one: the low 16 bits.  Raises ConfigError."""
+    node_id = int(ipaddress.IPv4Address(address)) & 0xFFFF
+    if node_id == 0:
+        raise ConfigError(f"{address} ends in 0.0, which is no node id; give one")
+    return node_id
 
 
 # ---------------------------------------------------------------- files and addresses
@@ -174,8 +183,26 @@ def _digest(nodes: Mapping[int, tuple[str, ...]]) -> bytes:
 
 def read_map(path: Path | None) -> NodeMap:
     """Read *path*, or the first of MAP_PATHS that exists.  Raises MapError."""
-    tried = MAP_PATHS if path is None else (path,)
-    for candidate in tried:
+    found = _first_that_exists(path)
+    if found is not None:
+        return parse_map(found[1], found[0])
+    if path is None:
+        elsewhere = " or ".join(map(str, MAP_PATHS[1:]))
+        raise MapError(str(MAP_PATHS[0]), 0, f"no cluster map here, nor in {elsewhere}; write one, or start omdiscd")
+    raise MapError(str(path), 0, "no such file")
+
+
+def read_written_map(path: Path | None) -> NodeMap | None:
+    """As read_map; None where nobody has written one: there is none, or omdiscd has found it.  Raises MapError."""
+    found = _first_that_exists(path)
+    if found is None or found[1].startswith(DISCOVERED):
+        return None
+    return parse_map(found[1], found[0])
+
+
+def _first_that_exists(path: Path | None) -> tuple[str, str] | None:
+    """Which, and its text.  Raises MapError."""
+    for candidate in MAP_PATHS if path is None else (path,):
         try:
             with open(candidate, "rb") as file:
                 raw = file.read(MAP_MAX_BYTES + 1)
@@ -185,10 +212,8 @@ def read_map(path: Path | None) -> NodeMap:
             raise MapError(str(candidate), 0, error.strerror or str(error)) from None
         if len(raw) > MAP_MAX_BYTES:
             raise MapError(str(candidate), 0, f"larger than {MAP_MAX_BYTES} bytes; this is not a cluster map")
-        return parse_map(raw.decode("utf-8", "surrogateescape"), str(candidate))
-    if path is None:
-        raise MapError(str(MAP_PATHS[0]), 0, "no cluster map here, nor in /etc/mosix.map or /etc/hpc.map; write one")
-    raise MapError(str(path), 0, "no such file")
+        return str(candidate), raw.decode("utf-8", "surrogateescape")
+    return None
 
 
 def find_self(node_map: NodeMap, addresses: Collection[str]) -> int:

@@ -68,7 +68,7 @@ class Connector:
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # which one depends on Python's version
                 raise ConnectionResetError(_CLOSED) from None
             except ssl.SSLError as error:
-                raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
+                raise HelloRefused(f"TLS: {tls_reason(error)}") from None
             try:
                 return channel, *await self._say_hello(channel, lane)
             except BaseException:
@@ -87,7 +87,7 @@ class Connector:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             raise ConnectionResetError(_CLOSED) from None
         except ssl.SSLError as error:
-            raise HelloRefused(f"TLS: {_tls_reason(error)}") from None
+            raise HelloRefused(f"TLS: {tls_reason(error)}") from None
         if len(frames) != 1 or frames[0][0] != hello_id | REPLY_BIT:
             raise WireError("did not answer our Hello")
         welcomed = check_welcome(frames[0][1], self.node_id)
@@ -95,7 +95,7 @@ class Connector:
         return welcomed, sent_s
 
 
-def _tls_reason(error: ssl.SSLError) -> str:
+def tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not one of this cluster: {error.verify_message}"
     if error.reason and "ALERT" in error.reason:

@@ -31,9 +31,10 @@ from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
 from omfs.net.repeats import ONCE_ONLY
 from omfs.net.session import Session, bulk_cost
+from omfs.net.sockets import SocketTransport, tune, wait_tls
 from omfs.net.spin import Spinner
 from omfs.net.tls import peer_node_id
-from omfs.net.transport import FileSlice, SocketTransport, Transport, tune, wait_tls
+from omfs.net.transport import FileSlice, Transport
 
 __all__ = ["Answer", "Buffer", "Bulk", "FileSlice", "LocalNode", "Server", "Service", "Session", "listen"]
 
@@ -151,7 +152,7 @@ class Server:
                 log.error("cannot accept connections: %s", error)
                 await trio.sleep(ACCEPT_PAUSE_S)
                 continue
-            name = _readable_address(address)
+            name = readable_address(address)
             if self._strangers >= STRANGERS_MAX:
                 log.warning("%s: closed, %d other connections have not said Hello yet", name, self._strangers)
                 sock.close()
@@ -167,8 +168,9 @@ class Server:
             with trio.move_on_after(HELLO_TIMEOUT_S) as deadline:
                 tune(sock, self._settings.timeo_s)
                 if self.context is not None:
-                    sock = await wait_tls(sock, self.context, server_side=True)
-                transport = SocketTransport(sock, name)
+                    transport = await wait_tls(sock, name, self.context, server_side=True)
+                else:
+                    transport = SocketTransport(sock, name)
             if transport is None or deadline.cancelled_caught:
                 log.warning("%s: no TLS handshake within %g s (is it sec=none there?)", name, HELLO_TIMEOUT_S)
                 return
@@ -176,7 +178,7 @@ class Server:
             is_stranger = False
             await self.serve(transport)
         except ssl.SSLError as error:
-            log.warning("%s: TLS handshake failed: %s", name, _tls_reason(error))
+            log.warning("%s: TLS handshake failed: %s", name, tls_reason(error))
         except OSError as error:
             log.warning("%s: lost before it said Hello: %s", name, error)
         finally:
@@ -447,12 +449,12 @@ def _who(channel: Channel, session: Session | None) -> str:
     return channel.name if session is None else f"node {session.node_id} ({channel.name})"
 
 
-def _readable_address(address: Any) -> str:
+def readable_address(address: Any) -> str:
     host, port = address[0], address[1]
     return f"{str(host).removeprefix('::ffff:')}:{port}"
 
 
-def _tls_reason(error: ssl.SSLError) -> str:
+def tls_reason(error: ssl.SSLError) -> str:
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL"):
         return "it does not speak TLS 1.3 (is it sec=none there?)"
     if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":

@@ -1,9 +1,9 @@
-"""Byte transports: non-blocking sockets, plain or TLS, and an in-memory pair for the simulation ring.
+"""Byte transports: what they are, how to get one to a node, and an in-memory pair for the simulation ring.
 
-The socket is used directly (send, recv_into and trio's wait_readable/wait_writable): trio.SSLStream costs several
-times as much per message.  What it does not do: frames, sessions, reconnecting.  The `..._now` methods never wait and
-return 0 where they would have to; every fault is an OSError (the end of the stream too); close() wakes whoever waits.
-One task may send and one may receive at a time.  Called by net/channel.py; made by net/peer.py and net/server.py.
+Those of sockets are in sockets.py.  What they do not do: frames, sessions, reconnecting.  The `..._now` methods never
+wait and return 0 where they would have to; every fault is an OSError (the end of the stream too); close() wakes
+whoever waits.  One task may send and one may receive at a time.  Called by net/channel.py; made by net/peer.py and
+net/server.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from typing import Final, Protocol
 import trio
 
 from omfs.net.frames import Buffer
+from omfs.net.sockets import CLOSED, SocketTransport, tune, wait_tls
 
-SENDFILE_MAX_BYTES: Final = 1 << 20  # per call, so that other tasks get their turn
-RECORDS_MAX_BYTES: Final = 256 << 10  # received at once, for the same reason
 MEMORY_PIPE_BYTES: Final = 64 << 10
-_CLOSED: Final = "the other side closed the connection"
-TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)  # tcp(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,112 +60,6 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-class SocketTransport:
-    """A connected non-blocking socket; an SSLSocket after its handshake."""
-
-    def __init__(self, sock: socket.socket, name: str) -> None:
-        self.name = name
-        self.certificate: dict[str, object] | None = None
-        self._sock = sock
-        self._tls: ssl.SSLSocket | None = None
-        if isinstance(sock, ssl.SSLSocket):
-            self._tls = sock
-            self.certificate = dict(sock.getpeercert() or {})
-        self.can_sendfile = self._tls is None
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def send_now(self, data: Buffer, more: bool = False) -> int:
-        try:
-            if self._tls is not None:
-                return self._tls.send(data)
-            return self._sock.send(data, socket.MSG_MORE if more else 0)
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return 0
-
-    def sendfile_now(self, fd: int, offset: int, size_bytes: int) -> int:
-        try:
-            sent = os.sendfile(self._sock.fileno(), fd, offset, min(size_bytes, SENDFILE_MAX_BYTES))
-        except BlockingIOError:
-            return 0
-        if sent == 0:
-            raise EOFError
-        return sent
-
-    def receive_now(self, into: memoryview, fill: bool = False) -> int:
-        if fill and self._tls is not None:
-            return self._receive_records(self._tls, into)
-        try:
-            size_bytes = self._sock.recv_into(into)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
-        if size_bytes == 0:
-            raise ConnectionResetError(_CLOSED)
-        return size_bytes
-
-    def _receive_records(self, tls: ssl.SSLSocket, into: memoryview) -> int:
-        """As many records as are there: a tight loop, because 1 MiB is 64 of them."""
-        received = 0
-        end = min(len(into), RECORDS_MAX_BYTES)
-        try:
-            while received < end:
-                size_bytes = tls.recv_into(into[received:])
-                if size_bytes == 0:
-                    raise ConnectionResetError(_CLOSED)
-                received += size_bytes
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        return received
-
-    async def wait_readable(self) -> None:
-        if self._tls is not None and self._tls.pending():
-            return  # decrypted already: the socket itself may stay silent
-        try:
-            await trio.lowlevel.wait_readable(self._sock)
-        except trio.ClosedResourceError:
-            raise ConnectionAbortedError("connection closed") from None
-
-    async def wait_writable(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._sock)
-        except trio.ClosedResourceError:
-            raise ConnectionAbortedError("connection closed") from None
-
-    def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
-
-
-def tune(sock: socket.socket, timeo_s: float) -> None:
-    """No delay for small frames; the kernel gives up unacknowledged data after *timeo_s* (tcp(7) TCP_USER_TIMEOUT)."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, max(1, int(timeo_s * 1000)))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-async def wait_tls(sock: socket.socket, context: ssl.SSLContext, server_side: bool) -> ssl.SSLSocket:
-    """Handshake on a connected non-blocking socket, which then belongs to the result (closed on failure).
-
-    Raises OSError (ssl.SSLError among them).  The caller sets the deadline.
-    """
-    tls = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
-    try:
-        while True:
-            try:
-                tls.do_handshake()
-                return tls
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(tls)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(tls)
-    except BaseException:
-        tls.close()
-        raise
-
-
 async def dial(address: str, port: int, context: ssl.SSLContext | None, timeo_s: float) -> Transport:
     """Connect to a node; TLS where *context* is given.  Raises OSError.  The caller sets the deadline."""
     found = await trio.socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
@@ -182,9 +73,10 @@ async def dial(address: str, port: int, context: ssl.SSLContext | None, timeo_s:
             await trio.lowlevel.wait_writable(sock)
             if fault := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(fault, os.strerror(fault)) from None
-        if context is not None:
-            sock = await wait_tls(sock, context, server_side=False)
-        return SocketTransport(sock, f"{address}:{port}")
+        name = f"{address}:{port}"
+        if context is None:
+            return SocketTransport(sock, name)
+        return await wait_tls(sock, name, context, server_side=False)
     except BaseException:
         sock.close()
         raise
@@ -240,7 +132,7 @@ class MemoryTransport:
         pipe = self._incoming
         if not pipe.data:
             if pipe.closed:
-                raise ConnectionResetError(_CLOSED)
+                raise ConnectionResetError(CLOSED)
             return 0
         size_bytes = min(len(into), len(pipe.data))
         into[:size_bytes] = pipe.data[:size_bytes]
