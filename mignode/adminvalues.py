@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from mignode.nodeinfo import STANDARD_SPEED
 from omfs.errors import ConfigError
 
 FILE: Final = "mignode.json"
@@ -27,7 +28,7 @@ class AdminValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     stay: bool = False  # nobody leaves by himself
     quiet: bool = False  # no load information is sent
     speed: int = 0  # 0: as measured (nodefacts)
-    sspeed: int = 15000
+    sspeed: int = STANDARD_SPEED
     decayinterval: int = 2  # seconds
     slowdecay: int = 975  # thousandths of the old statistics that stay after an interval
     fastdecay: int = 926

@@ -12,7 +12,8 @@
     exited                    | its entry goes
 
 A child has from its parent, as of the fork: home, here, lastexec and its image, selected, magic [H for selected]; lock,
-migfilter, migpolicy and mignodes [I: mosrun -k "keeps" the lock; the masks alike].  It begins with nmigs 0 [I].
+migfilter, migpolicy and mignodes [I: mosrun -k "keeps" the lock; the masks alike]; its class of decay, unless that is
+not to be passed on (mosrun -R).  It begins with nmigs 0 [I].
 
 What is not exact: without fork events, a process without an entry whose last ancestor with one has ended is ordinary.
 A thread that forks while another thread of its process changes something may see either value, for that moment both.
@@ -31,6 +32,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from mignode.decay import DecayClass
 from omfs.magic.places import Key, Place, Places
 
 
@@ -64,6 +66,11 @@ class Settings(msgspec.Struct, frozen=True):
     migpolicy: bool = False  # DENY the nodes of the mask; True: ALLOW only those
     mignodes: int = 0  # the cluster mask: bit 2^(node-1), as wide as the ids
     nmigs: int = 0  # migrations so far
+    decay: DecayClass = DecayClass()  # what it is said to be, and how fast its past is forgotten
+
+    def passed_on(self) -> Settings:
+        """What a child has."""
+        return msgspec.structs.replace(self, nmigs=0, decay=self.decay.passed_on())
 
 
 class Entry(NamedTuple):
@@ -72,7 +79,7 @@ class Entry(NamedTuple):
 
     def passed_to(self, child: Key) -> Entry:
         """What a child has from this process."""
-        return Entry(self.place.passed_to(child), msgspec.structs.replace(self.settings, nmigs=0))
+        return Entry(self.place.passed_to(child), self.settings.passed_on())
 
     def placed(self, **changes: int) -> Entry:
         return self._replace(place=msgspec.structs.replace(self.place, **changes))

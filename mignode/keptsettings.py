@@ -1,4 +1,4 @@
-"""What processes have set (lock, the cluster mask), kept so that a mignode that was killed finds it again.
+"""What processes have set (lock, the cluster mask, decay), kept so that a mignode that was killed finds it again.
 
 The places come back from the mount, which needs them; the settings nobody else has.  One small file in run_dir, written
 whole whenever a process sets something, with the settings of all processes that have an entry then.  Whoever got one
@@ -17,6 +17,7 @@ import msgspec
 
 from mignode.adminvalues import replace_file
 from mignode.book import Entry, Settings
+from mignode.decay import DecayClass
 from omfs.magic.places import Key, ParentOf
 
 FILE: Final = "mignode.settings"
@@ -35,6 +36,7 @@ class _Line(msgspec.Struct, frozen=True, array_like=True):
     migpolicy: bool
     mignodes: str
     nmigs: int
+    decay: DecayClass = DecayClass()
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -58,7 +60,7 @@ class KeptSettings:
             return
         if kept.boot_id == self._boot_id:
             for one in kept.processes:
-                settings = Settings(one.lock, one.migfilter, one.migpolicy, int(one.mignodes, 16), one.nmigs)
+                settings = Settings(one.lock, one.migfilter, one.migpolicy, int(one.mignodes, 16), one.nmigs, one.decay)
                 self._found[one.pid, one.start_ticks] = settings
 
     def of(self, key: Key, parent_of: ParentOf) -> Settings:
@@ -68,14 +70,14 @@ class KeptSettings:
         one: Key | None = key
         while one is not None:
             if (settings := self._found.get(one)) is not None:
-                return settings if one == key else msgspec.structs.replace(settings, nmigs=0)
+                return settings if one == key else settings.passed_on()
             one = parent_of(one)
         return Settings()
 
     def keep(self, entries: Iterable[Entry]) -> None:
         """These are all there are now.  Raises OSError."""
         lines = [
-            _Line(*place.key, own.lock, own.migfilter, own.migpolicy, f"{own.mignodes:x}", own.nmigs)
+            _Line(*place.key, own.lock, own.migfilter, own.migpolicy, f"{own.mignodes:x}", own.nmigs, own.decay)
             for place, own in entries
         ]
         replace_file(self._path, msgspec.json.encode(_File(self._boot_id, lines)))

@@ -1,19 +1,26 @@
-"""What this node is and how busy it is: processors, load, memory, speed; from /proc, in openMosix's units.
+"""What this node is and how busy it is: processors, memory, speed; from /proc, in openMosix's units.
 
 The parsers are pure (text in, number out, ValueError on what is no such file).  Units: bytes, percent, and speed in
-openMosix's: 10000 is a Pentium III of 1 GHz.  What it does not do: know other nodes (gossip will), or keep what the
-administrator set (adminvalues).  Called by hpcfiles.py.
+openMosix's: 10000 is a Pentium III of 1 GHz.  What it does not do: count what runs (load.py), or
+keep what the administrator set (adminvalues).  Called by load.py.
 
-Sources: proc(5) for /proc/{loadavg,meminfo,stat,cpuinfo}; openmosix-interfaces.md "Control files" for the units.
+What a control group may not use is not there (omfs/kernel/controlgroups.py): guests are in mignode's.  Half a
+processor is one of half the speed.
+
+Sources: proc(5) for /proc/{meminfo,stat,cpuinfo}; openmosix-interfaces.md "Control files" for the units.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
+
+from omfs.kernel import controlgroups
+from omfs.kernel.controlgroups import Hierarchy, Room
 
 SPEED_MAX: Final = 65535
 SPEED_OF_UNKNOWN: Final = 10000  # no clock rate is shown (arm64, for one): as fast as the yardstick of the original
@@ -41,12 +48,6 @@ class Ticks(NamedTuple):
 
     total: int
     lost: int  # waiting for a disk, or taken by the hypervisor
-
-
-def parse_load_average(text: str) -> float:
-    """Processes that run or want to, averaged over the last minute."""
-    found = re.match(r"[0-9]+\.[0-9]+(?= )", text)
-    return float(found[0]) if found else _refuse("loadavg")
 
 
 def parse_memory(text: str) -> Memory:
@@ -96,16 +97,46 @@ def load_of(running: float, speed: int, standard_speed: int) -> int:
 # ---------------------------------------------------------------- read
 
 
-def processors() -> int:
-    """Those that the kernel uses now."""
-    return os.cpu_count() or 1
+class Allowed:
+    """What this process and its descendants may use of the machine; where its groups are is found once."""
+
+    def __init__(self) -> None:
+        self._memory = _seen(controlgroups.MEMORY)
+        self._cpu = _seen(controlgroups.CPU)
+
+    def processors(self) -> tuple[int, float]:
+        """How many, and which part of each one's time."""
+        count = os.cpu_count() or 1
+        share = controlgroups.processor_share(self._cpu) if self._cpu else None
+        return whole_processors(count if share is None else min(count, share))
+
+    def memory(self) -> Memory:
+        room = controlgroups.memory_room(self._memory) if self._memory else None
+        return within(machine_memory(), room)
 
 
-def load_average() -> float:
-    return parse_load_average((PROC / "loadavg").read_text())
+def _seen(controller: str) -> Hierarchy | None:
+    try:
+        return controlgroups.hierarchy(controller)
+    except (OSError, ValueError):
+        return None
 
 
-def memory() -> Memory:
+def whole_processors(allowed: float) -> tuple[int, float]:
+    """So many, and which part of each one's time."""
+    count = max(1, math.ceil(allowed))
+    return count, allowed / count
+
+
+def within(memory: Memory, room: Room | None) -> Memory:
+    """What is left of the machine's where a group has *room* for so much."""
+    if room is None:
+        return memory
+    available = min(memory.available, room.available)
+    return Memory(min(memory.total, room.limit), min(memory.free, available), available)
+
+
+def machine_memory() -> Memory:
     return parse_memory((PROC / "meminfo").read_text())
 
 

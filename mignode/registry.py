@@ -3,7 +3,7 @@
 Each process with an entry has a pidfd that tells its end; fork events come from the proc connector where the kernel
 gives them.  The book is used without an await in between, so its calls are in one order, and the forks that the kernel
 has queued are taken before each.  What changes is told to the mount before the one who caused it is answered
-(replica.py).  At the start the entries come back from the mount, each believed only if its process still is the same;
+(mountnews.py).  At the start the entries come back from the mount, each believed only if its process still is the same;
 without a mount there is nothing to take back.
 A look at a process may wait for it (kernel/processes.py: execve), and then all of mignode does: it answers no mount's
 requests, so that ends when the mount's own wait does.
@@ -16,6 +16,7 @@ import logging
 import os
 import select
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ import trio
 
 from mignode.book import Book, Change, Entry
 from mignode.keptsettings import KeptSettings
-from mignode.replica import Replica
+from mignode.mountnews import MountNews
 from omfs.errors import ControlError, NotRunning
 from omfs.kernel import processes
 from omfs.kernel.forkevents import ForkEvents
@@ -44,21 +45,25 @@ class _Told(msgspec.Struct):
     """A mount's answer to {"command": "places"}."""
 
     places: list[Place]
+    dfsa: bool | None = None
 
 
 class Registry:
     """The processes of this node that have something to remember."""
 
     def __init__(self, own_id: int, run_dir: Path) -> None:
+        self.own_id = own_id
         self._mount = run_dir / "mount.sock"
         self._kept = KeptSettings(run_dir)
         self._kernel = _Kernel(_open_fork_events())
         self._book = Book(own_id, self._kernel)
-        self._replica = Replica(self._mount, self._places, self.has_fork_events)
+        self._news = MountNews(self._mount, self._places, self.has_fork_events)
         self._ends = select.epoll()
         self._pidfds: dict[Key, int] = {}
         self._watched: dict[int, Key] = {}  # by pidfd
         self.exits = 0
+        self.dfsa_of_mount: bool | None = None
+        """As the mount said when we began; None: there was none."""
 
     def close(self) -> None:
         for key in list(self._pidfds):
@@ -71,7 +76,7 @@ class Registry:
         """Until cancelled; started when everything was taken back."""
         await self._take_back()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._replica.run)
+            nursery.start_soon(self._news.run)
             nursery.start_soon(self._heed_ends)
             if self._kernel.events is not None:
                 nursery.start_soon(self._heed_forks, self._kernel.events)
@@ -98,6 +103,21 @@ class Registry:
         """It created a file through /mfs/magic at *node*, says the mount."""
         await self._tell(self._book.created(key, node))
 
+    def departing(self, process: Identity) -> Entry:
+        """What another node must know of it."""
+        self._note(self._book.notice())
+        return self._book.departing(process, processes.image_of(process))
+
+    async def arrived(self, entries: Iterable[Entry]) -> None:
+        """Processes that run here now, with what their last node knew of them."""
+        for entry in entries:
+            self._note(self._book.register(entry.place, entry.settings))
+        await self._news.wait_told()
+
+    def moved(self, process: Identity, node: int) -> None:
+        """The guest of this deputy runs at *node* now."""
+        self._note(self._book.moved(process, node, processes.image_of(process)))
+
     def resolve(self, key: Key) -> Place | None:
         """The entry that counts for a process, with all forks in it that have happened by now."""
         self._note(self._book.notice())
@@ -105,7 +125,7 @@ class Registry:
 
     def tell_mount_everything(self) -> None:
         """A mount has asked for the places: whatever changes meanwhile, it will have the newest."""
-        self._replica.tell_everything()
+        self._news.tell_everything()
 
     @property
     def has_fork_events(self) -> bool:
@@ -124,8 +144,8 @@ class Registry:
             "forks": self._kernel.forks_told,
             "exits": self.exits,
             "overruns": self._kernel.overruns,
-            "told": self._replica.told,
-            "mount": self._replica.refusal,
+            "told": self._news.told,
+            "mount": self._news.refusal,
         }
 
     def _places(self) -> list[Place]:
@@ -134,7 +154,7 @@ class Registry:
     async def _tell(self, change: Change) -> None:
         """Returns when the mount has applied it."""
         self._note(change)
-        await self._replica.wait_told()
+        await self._news.wait_told()
 
     # ------------------------------------------------------------ what the kernel tells
 
@@ -166,7 +186,7 @@ class Registry:
             if place.key not in self._pidfds and not self._watch(place.key):
                 change.gone.extend(self._book.exited(place.key).gone)
         if change:
-            self._replica.note(change.puts, change.gone)
+            self._news.note(change.puts, change.gone)
 
     def _watch(self, key: Key) -> bool:
         """False: it is gone already."""
@@ -205,7 +225,9 @@ class Registry:
         for _ in range(TAKE_BACK_TRIES):
             try:
                 told = await control.ask(self._mount, "places", deadline_s=TAKE_BACK_WITHIN_S)
-                return msgspec.convert(told, _Told).places
+                answer = msgspec.convert(told, _Told)
+                self.dfsa_of_mount = answer.dfsa
+                return answer.places
             except NotRunning:
                 return []
             except (ControlError, msgspec.ValidationError) as error:

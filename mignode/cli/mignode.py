@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
 import resource
 import sys
 from pathlib import Path
 from typing import Final
 
-from omfs.cli.behind import FAILED, READY, Report, serve_behind
+from omfs.cli.behind import READY, Report, serve_behind, serving
 from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import DEFAULT_CONFIG, load_settings
 from omfs.errors import ConfigError
@@ -27,12 +26,16 @@ files in /mfs/proc say of them.  Without it the magic names (/mfs/here, /mfs/hom
 processes."""
 
 
-def main() -> int:
-    """Entry point; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mignode", description=_ABOUT)
     parser.add_argument("--config", metavar="FILE", type=Path, help=f"settings (default {DEFAULT_CONFIG})")
     parser.add_argument("--foreground", action="store_true", help="do not go behind; log to stderr")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    arguments = build_parser().parse_args()
     serve = functools.partial(_serve, arguments.config or DEFAULT_CONFIG)
     if arguments.foreground:
         log_to_stderr()
@@ -42,26 +45,25 @@ def main() -> int:
 
 def _serve(config: Path, report: Report) -> int:
     """Serve until SIGTERM; the exit status."""
-    try:
-        settings = load_settings(config)
-        if report.is_awaited:
-            log_behind("mignode", Path(settings.run_dir))
-        if os.geteuid() != 0:
-            raise ConfigError("must run as root: it watches everybody's processes")
-        _allow_many_descriptors()
-        from mignode.daemon import run_mignode  # everything heavy, after the words were understood
+    return serving("mignode", lambda: _run(config, report), report)
 
-        run_mignode(settings, lambda: report.tell(READY))
-    except ConfigError as error:
-        if not report.is_awaited:  # who waits says it
-            print(f"mignode: {error}", file=sys.stderr)
-        report.tell(f"{error}\n".encode())
-        return FAILED
-    except Exception as error:
-        logging.getLogger(__name__).exception("mignode ends")
-        report.tell(f"mignode failed: {error!r}\n".encode())
-        return FAILED
-    return 0
+
+def _run(config: Path, report: Report) -> None:
+    """Raises ConfigError."""
+    settings = load_settings(config)
+    if os.geteuid() != 0:
+        raise ConfigError("must run as root: it watches everybody's processes")
+    if report.is_awaited:
+        log_behind("mignode", Path(settings.run_dir))
+    _allow_many_descriptors()
+    # everything heavy, after the words were understood
+    from mignode.bodyfiles import made
+    from mignode.hatchery import Hatchery
+
+    hatchery = Hatchery(made)  # a fork, so before there are threads
+    from mignode.daemon import run_mignode
+
+    run_mignode(settings, hatchery, lambda: report.tell(READY))
 
 
 def _allow_many_descriptors() -> None:

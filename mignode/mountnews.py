@@ -28,7 +28,7 @@ AGAIN_S: Final = 1.0  # until a mount that did not hear is told again
 log = logging.getLogger(__name__)
 
 
-class Replica:
+class MountNews:
     """What the mount has, as far as we know, and what it has not been told yet."""
 
     def __init__(self, mount: Path, everything: Callable[[], Sequence[Place]], fork_events: bool) -> None:
