@@ -6,9 +6,14 @@ SHELL := /bin/bash
 BIN := .venv/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
+PLACE = --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(abspath $(DESTDIR))')
+# A worker per processor (labs wait a lot, and four have enough to do); a file's tests share a lab, so they stay together.
+WORKERS := -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test check bench lock install uninstall clean
+.PHONY: help bootstrap demo test check bench lock manuals install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -19,8 +24,8 @@ bootstrap: ## install what is missing (Debian packages, .venv)
 demo: bootstrap root ## three nodes on this machine, real commands across them, then all taken down again
 	@$(AS_ROOT) $(BIN)/omfs-lab demo
 
-test: check root ## everything: the checks below and all tests, also those in the lab; ARGS="-k lock" narrows
-	@$(AS_ROOT) $(BIN)/python -m pytest --pure-coverage --durations=30 $(ARGS)
+test: check root ## everything: the checks below and all tests, also those in the lab; ARGS="-k lock" narrows, ARGS="-n 0" for a debugger
+	@$(AS_ROOT) $(BIN)/python -m pytest $(WORKERS) --pure-coverage --durations=30 $(ARGS)
 
 check: bootstrap ## format, lint, types, layers
 	@$(BIN)/ruff format --check
@@ -29,18 +34,21 @@ check: bootstrap ## format, lint, types, layers
 	@$(BIN)/mypy tools/*.py
 	@$(BIN)/lint-imports
 
-bench: root ## native ext4, sshfs and oMFS side by side; ARGS="--programs --peers --rounds 5 --json FILE"
-	@python3 tools/bootstrap.py --with bench $(foreach extra,programs peers,$(if $(findstring --$(extra),$(ARGS)),--with $(extra)))
+bench: root ## native ext4, sshfs and oMFS side by side; ARGS="--programs|--moves|--day --peers --rounds 5 --json FILE"
+	@python3 tools/bootstrap.py --with bench $(foreach extra,programs peers day,$(if $(findstring --$(extra),$(ARGS)),--with $(extra)))
 	@$(AS_ROOT) $(BIN)/python -m bench.run $(ARGS)
 
 lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
 	@python3 tools/bootstrap.py --lock
 
-install: bootstrap root ## link the commands of this checkout into the system (/usr/local/sbin, /sbin/mount.fuse.omfs)
-	@$(AS_ROOT) $(BIN)/python tools/install.py
+manuals: bootstrap ## man pages and shell completions of all commands, into build/
+	@$(BIN)/python tools/manuals.py
 
-uninstall: root ## take those links away
-	@$(AS_ROOT) python3 tools/install.py --remove
+install: bootstrap manuals $(if $(DESTDIR),,root) ## into the system, to stay without this checkout; PREFIX=/usr/local, DESTDIR= for packagers
+	@$(if $(DESTDIR),,$(AS_ROOT)) $(BIN)/python tools/install.py $(PLACE)
+
+uninstall: $(if $(DESTDIR),,root) ## take all of that away again (with the same PREFIX)
+	@$(if $(DESTDIR),,$(AS_ROOT)) python3 tools/install.py --remove $(PLACE)
 
 clean: ## remove what the targets above made here (.venv too)
 	@$(AS_ROOT) rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage *.egg-info

@@ -64,10 +64,10 @@ def on(node: int, *argv: str, text: str | None = None) -> str:
     return run([_LAB, "exec", "--name", NAME, str(node), "--", *argv], text)
 
 
-def up(count: int = 2) -> None:
+def up(count: int = 2, *options: str) -> None:
     """Fresh nodes with sec=tls and their disks at DISK; what an earlier run left is taken down first."""
     down()
-    run([_LAB, "up", "-n", str(count), "--name", NAME])
+    run([_LAB, "up", "-n", str(count), "--name", NAME, *options])
     for node in (CLIENT, SERVER):
         image = topology.LabPaths(NAME).node(node).disk
         on(node, "sh", "-c", _MOUNT_DISK, "mount-disk", str(image), DISK)

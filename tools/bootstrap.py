@@ -3,10 +3,10 @@
 
 Needs only python3 (3.11 or newer) and its standard library.  It installs what is missing and nothing else: packages
 are checked with dpkg-query, and a stamp in .venv (made of the lock file, pyproject.toml, this file and the place)
-says that the environment is up to date, so the second run takes a fraction of a second.  It
+says that the environment is up to date, so the second run takes a fraction of a second.  Last comes CRIU (criu.py).  It
 does not choose where packages come from: apt and pip are used as this machine has them set up.
 
-Called by the Makefile: `tools/bootstrap.py [--with bench|programs|peers] [--lock]`.
+Called by the Makefile: `tools/bootstrap.py [--with bench|day|programs|peers] [--lock]`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ LOCK = ROOT / "requirements.lock"
 OLDEST_PYTHON = (3, 11)
 
 BUILD = ("gcc", "libc6-dev", "libfuse3-dev", "pkg-config")  # pyfuse3 is compiled here, against this libfuse3
-LAB = ("e2fsprogs", "fuse3", "iproute2", "mount", "nftables", "openssl", "procps", "util-linux")
+LAB = ("e2fsprogs", "fuse3", "iproute2", "mount", "nftables", "openssl", "procps", "systemd", "util-linux")
 PROGRAMS = ("acl", "attr", "git", "perl", "rsync", "sqlite3", "tar")  # what demo and tests run on the mounts
 PACKAGES = {
     "": (*BUILD, *LAB, *PROGRAMS),
     "bench": ("openssh-client", "openssh-server", "sshfs"),
     "programs": ("dbench", "postmark"),
+    "day": ("povray", "xz-utils"),
     "peers": ("moosefs-chunkserver", "moosefs-client", "moosefs-master"),
 }
 DISTRIBUTION_BIN = "/usr/bin"
@@ -239,9 +240,17 @@ def lock_versions() -> None:
     say(f"{LOCK.name}: {len(lines)} versions")
 
 
+def put_criu_in_place() -> None:
+    """criu.py has a look, installs what is missing, and says by itself what fails."""
+    command = [str(VENV / "bin/python"), str(ROOT / "tools/criu.py")]
+    looked = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL)
+    if looked.returncode != 0:
+        raise SystemExit(looked.returncode)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--with", dest="extras", action="append", default=[], choices=("bench", "programs", "peers"))
+    parser.add_argument("--with", dest="extras", action="append", default=[], choices=sorted(filter(None, PACKAGES)))
     parser.add_argument("--lock", action="store_true", help="write requirements.lock anew from pyproject.toml")
     arguments = parser.parse_args()
     os.chdir(ROOT)
@@ -249,6 +258,7 @@ def main() -> None:
     if arguments.lock:
         lock_versions()
     make_environment()
+    put_criu_in_place()
 
 
 if __name__ == "__main__":

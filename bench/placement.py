@@ -1,0 +1,59 @@
+"""`python -m bench.placement [RUNS]`: where jobs should run, by strategy: mean slowdown on a simulated cluster.
+
+Six nodes, of which two are half and one is twice as fast again as the others; jobs come by chance, as long as a heavy
+tail makes them; every second one reads files of some node.  The relation of Amir and others (IEEE TPDS 2000), whose
+adaptive strategy had 8.56, the best placement without moves 9.80 (14 % more), round robin 68 % more, is the mark.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Final
+
+from mignode.simulation import Machine, Simulation, Work, mean_slowdown
+from mignode.strategies import STRATEGIES
+from mignode.weighing import Costs
+
+SPEEDS: Final = (1.0, 1.0, 1.0, 1.5, 1.5, 2.0)
+BETWEEN_S: Final = 10.5  # jobs: about eight tenths of what the nodes can do
+SHORTEST_S, LONGEST_S = 10.0, 3000.0
+SCANS_BYTES_PER_S: Final = (20e6, 200e6)  # of CPU time
+
+
+def mixed(seed: int, until_s: float, scans: float = 0.5) -> tuple[list[Machine], list[Work]]:
+    """*scans*: which part of the jobs reads files."""
+    chance, works, now_s = random.Random(seed), list[Work](), 0.0
+    machines = [Machine(number, 1, speed, 1 << 30) for number, speed in enumerate(SPEEDS, 1)]
+    nodes = [machine.node_id for machine in machines]
+    while (now_s := now_s + chance.expovariate(1 / BETWEEN_S)) < until_s:
+        cpu_s, owner = min(SHORTEST_S / (1 - chance.random()), LONGEST_S), chance.choice(nodes)
+        reads = cpu_s * chance.uniform(*SCANS_BYTES_PER_S)
+        files = ((owner, reads, 0.0),) if chance.random() < scans else ()
+        memory = min(8 / (1 - chance.random()), 400.0) * (1 << 20)
+        works.append(Work(f"j{len(works)}", now_s, chance.choice(nodes), cpu_s, int(memory), files))
+    return machines, works
+
+
+def measure(name: str, runs: int, until_s: float, scans: float = 0.5) -> tuple[float, float]:
+    """Mean slowdown, and moves for each job."""
+    slowdown = moves = 0.0
+    for seed in range(runs):
+        machines, works = mixed(seed, until_s, scans)
+        jobs = Simulation(machines, Costs(), STRATEGIES[name](), seed).run(works)
+        slowdown += mean_slowdown(jobs, machines, Costs())
+        moves += sum(len(job.moves) for job in jobs) / len(jobs)
+    return slowdown / runs, moves / runs
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    for scans in (0.5, 0.0):
+        print(f"{scans:.0%} of the jobs read files of a node; {runs} runs of 3000 s")
+        for name in STRATEGIES:
+            slowdown, moves = measure(name, runs, 3000.0, scans)
+            print(f"  {name:28} {slowdown:7.2f}  {moves:5.2f} moves a job", flush=True)
+
+
+if __name__ == "__main__":
+    main()
