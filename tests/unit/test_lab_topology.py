@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 
@@ -118,3 +119,26 @@ def test_port_names_fit_the_kernel_and_differ() -> None:
     names = {topology.port_name(node) for node in range(1, topology.NODES_MAX + 1)}
     assert len(names) == topology.NODES_MAX
     assert max(len(name) for name in names) < 16  # IFNAMSIZ, with its NUL
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        (LabPlan(nodes=0), "a lab has 1 to"),
+        (LabPlan(size_bytes=1 << 20), "a node's disk has at least 16 MiB"),
+        (LabPlan(memory_bytes=1 << 20), "a node needs 256 MiB"),
+        (LabPlan(processors=0.01), "a node has 0.1 to 1024 processors, not 0.01"),
+        (LabPlan(processors=4000), "a node has 0.1 to 1024 processors, not 4000"),
+    ],
+)
+def test_what_cannot_be_a_lab_is_refused_in_one_line(plan: LabPlan, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        plan.check()
+    LabPlan(memory_bytes=256 << 20, processors=0.5).check()
+
+
+def test_only_the_nodes_of_the_lab_are_its_nodes() -> None:
+    plan = LabPlan(nodes=2)
+    plan.check_node(2)
+    with pytest.raises(ConfigError, match="has nodes 1 to 2, not 3"):
+        plan.check_node(3)

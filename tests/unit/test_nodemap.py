@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from omfs.errors import MapError
+from omfs.errors import ConfigError, MapError
 from omfs.net import nodemap
 from omfs.net.nodemap import find_self, local_addresses, own_node, parse_map, read_map, resolve
 
@@ -280,3 +280,9 @@ def test_local_addresses_does_not_take_another_fault_for_a_foreign_address(monke
     monkeypatch.setattr(nodemap.socket, "socket", Broken)
     with pytest.raises(PermissionError):
         local_addresses(parse_map("1 10.0.0.1 1\n", "m"))
+
+
+def test_the_id_that_an_address_gives_is_its_low_half() -> None:
+    assert nodemap.id_of_address("10.0.1.250") == 0x1FA
+    with pytest.raises(ConfigError, match=r"ends in 0\.0"):
+        nodemap.id_of_address("10.1.0.0")

@@ -18,8 +18,8 @@ from typing import Final
 import pytest
 import trio
 
-TIMEOUT_S: Final = 30.0
-LAB_TIMEOUT_S: Final = 300.0
+TIMEOUT_S: Final = 180.0  # for what takes ten seconds where nobody else is: a busy machine is no fault of the test's
+LAB_TIMEOUT_S: Final = 600.0
 GRACE_S: Final = 15.0
 
 _stderr_fd = pytest.StashKey[int]()

@@ -1,21 +1,56 @@
 """--pure-coverage: branch coverage of the pure modules; the run fails where it is below 100 %.
 
 A pure module has no I/O, so every branch can be reached by a unit test, and one that can't should not be there.
-Measured only by `make test`, over the whole run.
+Measured by `make test`, over the whole run, and with `ARGS='-m "not lab"'` in a few minutes; where workers
+(pytest-xdist) do the tests, each sends what it has to who leads the run.
 """
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import coverage
 import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PURE: Final = (
+    "dfsa/callnumbers.py",
+    "dfsa/fusewords.py",
+    "dfsa/hints.py",
+    "dfsa/guestfilter.py",
+    "dfsa/proctree.py",
+    "dfsa/verdict.py",
     "mignode/book.py",
+    "mignode/criuimages.py",
+    "mignode/criurpc.py",
+    "mignode/eligible.py",
+    "mignode/eligiblefiles.py",
+    "mignode/deputywords.py",
+    "mignode/discovery.py",
+    "mignode/discoverywords.py",
+    "mignode/facts.py",
+    "mignode/journey.py",
+    "mignode/filewords.py",
+    "mignode/mosrunoptions.py",
+    "mignode/gossip.py",
+    "mignode/gossipwords.py",
+    "mignode/handover.py",
+    "mignode/imagefile.py",
+    "mignode/reasons.py",
+    "mignode/relay.py",
+    "mignode/stops.py",
+    "mignode/nodeinfo.py",
+    "mignode/ownfilter.py",
+    "mignode/policy.py",
+    "mignode/simulate.py",
+    "mignode/simulation.py",
+    "mignode/strategies.py",
+    "mignode/tuning.py",
+    "mignode/weighing.py",
+    "mignode/words.py",
+    "mignode/ownsession.py",
     "omfs/cache/holder.py",
     "omfs/cache/circles.py",
     "omfs/cache/latency.py",
@@ -25,8 +60,10 @@ PURE: Final = (
     "omfs/errors.py",
     "omfs/export/ranges.py",
     "omfs/export/trees.py",
+    "omfs/kernel/bpf.py",
     "omfs/kernel/mounttable.py",
     "omfs/kernel/procfs.py",
+    "omfs/kernel/procobjects.py",
     "omfs/lab/topology.py",
     "omfs/magic/names.py",
     "omfs/magic/places.py",
@@ -45,8 +82,11 @@ PURE: Final = (
     "omfs/wire.py",
 )
 
+PURE_RINGS: Final = "not lab"  # as -m has it: all that is needed to see whether what follows is covered
+
 _measuring = pytest.StashKey[coverage.Coverage]()
 _report = pytest.StashKey[str]()
+_OUTPUT: Final = "pure coverage"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,8 +99,19 @@ def pytest_configure(config: pytest.Config) -> None:
             data_file=None, config_file=False, branch=True, include=[str(ROOT / path) for path in PURE]
         )
         measuring.exclude("if TYPE_CHECKING:")
-        measuring.start()
+        if getattr(config.option, "dist", "no") == "no":  # else the workers do
+            measuring.start()
         config.stash[_measuring] = measuring
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended; one that crashed has sent nothing."""
+    measuring = node.config.stash.get(_measuring, None)
+    if measuring is not None and (output := getattr(node, "workeroutput", {}).get(_OUTPUT)):
+        of_worker = coverage.CoverageData(no_disk=True)
+        of_worker.loads(output)
+        measuring.get_data().update(of_worker)
 
 
 @pytest.hookimpl(trylast=True)
@@ -69,8 +120,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if measuring is None:
         return
     measuring.stop()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_OUTPUT] = measuring.get_data().dumps()
+        return
     option = session.config.option
-    if option.keyword or option.markexpr or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+    if (
+        option.keyword
+        or option.markexpr not in ("", PURE_RINGS)
+        or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    ):
         return  # only some of the tests ran
     text = io.StringIO()
     try:
@@ -83,6 +141,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(trylast=True)  # what made the run fail is what its last lines say
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     text = terminalreporter.config.stash.get(_report, "")
     if text:
