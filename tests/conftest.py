@@ -6,6 +6,9 @@ The rules live in tests/watch, one file each; fixtures that only one ring needs 
 from __future__ import annotations
 
 import os
+import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -15,9 +18,30 @@ pytest_plugins = ("tests.watch.deadline", "tests.watch.leftovers", "tests.watch.
 
 LAB = Path(__file__).parent / "lab"
 
-# No deadline: two busy cores make single examples slow. CI must find the same examples every time.
-hypothesis.settings.register_profile("omfs", deadline=None, derandomize="CI" in os.environ)
+# Not against the clock: two busy cores make examples slow, and looking for them. CI must find the same ones every time.
+hypothesis.settings.register_profile(
+    "omfs", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 hypothesis.settings.load_profile("omfs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Who is started in the background by a shell has SIGINT and SIGQUIT ignored, and so had all that we start."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+    from omfs.kernel.filelease import block_signals  # no earlier: what is imported before purecoverage is not measured
+
+    block_signals()  # a worker (pytest-xdist) has threads before it imports any test, and they inherit this
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not in /tmp: tests of another worker watch what changes there, since their own directories are below it."""
+    tempfile.tempdir = str(tmp_path_factory.getbasetemp())
+    yield
+    tempfile.tempdir = None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from omfs.cli import admin
+from omfs.kernel import interfaces
 from omfs.net import authority, tls
+from omfs.net.nodemap import DISCOVERED
 
 
 class Node:
@@ -205,3 +207,51 @@ def test_cert_shows_what_is_expired_and_fails(first: Node, capsys: pytest.Captur
     captured = capsys.readouterr()
     assert "omfs node 1" in captured.out
     assert "expired on" in captured.err
+
+
+# ---------------------------------------------------------------- without a map
+
+
+def without_map(node: Node, *, address: str = "") -> Node:
+    node.map.unlink(missing_ok=True)
+    node.config.write_text(f'map = "{node.map}"\naddress = "{address}"\nconfig_dir = "{node.etc}"\n')
+    return node
+
+
+def test_without_a_map_the_address_is_the_id(first: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """openMosix's example; what omdiscd has found so far says nothing of who is to come."""
+    without_map(first, address="192.168.10.220")
+    assert first.admin("init") == 0
+    out = capsys.readouterr().out
+    assert "node 2780: certificate valid until" in out
+    assert "there is no cluster map: omfs-admin join on the other nodes, then omdiscd" in out
+    assert tls.load_identity(first.etc, "tls", 2780).node_id == 2780
+    first.map.write_text(f"{DISCOVERED}\n2780 192.168.10.220 1\n")
+    assert first.admin("join", "7", "-o", str(first.directory / "seven.tar")) == 0
+
+
+def test_without_a_map_an_id_may_be_given(
+    first: Node, second: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for node in (first, second):
+        without_map(node)
+    assert first.admin("init", "--node", "1") == 0
+    assert first.admin("join", "2", "-o", str(tmp_path / "two.tar")) == 0
+    capsys.readouterr()
+    assert second.admin("join", "--bundle", str(tmp_path / "two.tar")) == 0
+    told = capsys.readouterr()
+    assert "this is node 2 of cluster" in told.out
+    assert told.err == ""
+
+
+def test_without_a_map_and_without_an_address(
+    first: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interfaces, "ROUTES", tmp_path / "route")
+    (tmp_path / "route").write_text("Iface\n")
+    without_map(first)
+    for words in (["init"], ["join", "--from", "nowhere"]):
+        assert first.admin(*words) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "there is no cluster map, and no id without one (give the id, or write a map)" in line
+    assert first.contents() == {}

@@ -246,6 +246,7 @@ def test_drop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("9", 1, "node 9 is not in the map"),
         ("0", 1, "a file of this name is ./0"),
         ("70000", 1, '"70000" is not a node id'),
+        ("7" * 5000, 1, "is not a node id"),
     ],
 )
 def test_drop_refused(what: str, status: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

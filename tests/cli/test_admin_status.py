@@ -53,11 +53,11 @@ def mount(run_dir: Path, *, socket: str = "mount.sock", **handlers: Handler) -> 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield
     finally:
         token[0].run_sync_soon(scope.cancel)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -96,7 +96,9 @@ LEASES = LeasesStatus(
 
 def leases_of(leases: LeasesStatus) -> Handler:
     async def status(_: Arguments) -> object:
-        return StatusReply(node_id=1, nodes=(SELF,), leases=leases, counters={"recalls": 7, "asked_reads": 3})
+        counters = {"recalls": 7, "asked_reads": 3, "asked_opens": 2, "answered_opens": 90, "answered_xattrs": 1}
+        behind = {"behind_bytes": 3 << 20, "behind_files": 2, "behind_requests": 8}
+        return StatusReply(node_id=1, nodes=(SELF,), leases=leases, counters=counters | behind)
 
     return status
 
@@ -111,6 +113,8 @@ def test_status_of_the_leases(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "leases held here by others: 12 (340 granted)",
         "recalls sent: 25, 0.500 ms on average, 1 under way",
         "recalls received: 7",
+        "answered by this mount: 91; asked of the owners: 5",
+        "written and not yet at the owners: 3.0 MiB of 2 files",
     ]
     printed = json.loads(capsys.readouterr().out)
     assert printed["leases"]["recall_buckets"] == [23, 1, 0]
@@ -218,7 +222,7 @@ def test_interrupted_ping_still_shows_its_figures(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("answer from node 2")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "1 requests, 1 answers, 0% lost" in out
     assert err == ""

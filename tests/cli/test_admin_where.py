@@ -73,6 +73,7 @@ def test_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["./7"], "not below /mfs"),
         (["0"], '"0" is not a process id; a file of this name is ./0'),
         (["99999999"], "is not a process id"),
+        (["9" * 5000], "is not a process id"),
         (["/mfs/" + os.fsdecode(b"\xff")], "/mfs/\\xff: only names in UTF-8 can be asked for"),
         (["/mfs/3"], "no such process"),
     ],

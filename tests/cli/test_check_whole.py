@@ -6,6 +6,7 @@ export, and from there to the mount's socket again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -32,7 +33,8 @@ from omfs.net import control
 from omfs.net.peer import Peer
 from omfs.standing import Standing
 from omfs.wiretypes import Mode
-from tests.cli.test_export import COMMAND, ask_status, end, free_port
+from tests.cli.test_export import COMMAND, ask_status, end
+from tests.freeports import free_port
 
 pytestmark = pytest.mark.lab
 
@@ -109,7 +111,7 @@ class Holder:
 
         assert self.token is not None
         self.token.run_sync_soon(lambda: trio.lowlevel.spawn_system_task(run_it))
-        result, error = done.get(timeout=30)
+        result, error = done.get(timeout=60)
         if error is not None:
             raise error
         return result
@@ -167,18 +169,21 @@ def holder(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("SEEN_AT", str(tmp_path / "seen.json"))
     # In a mount namespace of its own: whatever is mounted on the machine meanwhile, it would recall everything.
     command = ["unshare", "-m", *COMMAND, "--config", str(tmp_path / "omfs.toml")]
-    subprocess.run(command, check=True, timeout=30, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    made = Holder(load_settings(tmp_path / "omfs.toml"))
-    made.thread.start()
-    try:
-        assert made.ready.wait(20)
+    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with contextlib.ExitStack() as ending:  # each is ended, whatever another one says
+
+        @ending.callback
+        def end_export() -> None:
+            pid = ask_status(tmp_path / "omfs.toml")["pid"]
+            assert isinstance(pid, int)
+            end(pid)
+
+        made = Holder(load_settings(tmp_path / "omfs.toml"))
+        made.thread.start()
+        ending.callback(made.thread.join, 60)
+        ending.callback(lambda: made.do(made.close))
+        assert made.ready.wait(60)
         yield made
-    finally:
-        made.do(made.close)
-        made.thread.join(20)
-        pid = ask_status(tmp_path / "omfs.toml")["pid"]
-        assert isinstance(pid, int)
-        end(pid)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from omfs import wire
 from omfs.config import SOFTWARE, Settings
 from omfs.net import control
 from omfs.net.nodemap import read_map
+from tests.cli.listeningsystemd import ListeningSystemd
+from tests.freeports import free_port
 
 pytestmark = pytest.mark.lab
 
@@ -30,13 +32,7 @@ COMMAND = (sys.executable, "-m", "omfs.cli.export")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def end(pid: int) -> None:
         signal.pidfd_send_signal(fd, signal.SIGTERM)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        assert poll.poll(20_000), "omfs-export does not end"
+        assert poll.poll(60_000), "omfs-export does not end"
     finally:
         os.close(fd)
 
@@ -162,7 +158,7 @@ def test_it_tells_its_metrics_where_it_was_told_to(config: Path) -> None:
     pid = ask_status(config)["pid"]
     assert isinstance(pid, int)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             families = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
     finally:
@@ -197,4 +193,35 @@ def test_it_reports_to_the_mount(config: Path) -> None:
         assert pipe.read() == b"ready\n"
     assert ask_status(config)["pid"] == process.pid
     end(process.pid)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("by_mount", [False, True])
+def test_it_tells_systemd_unless_a_mount_started_it(config: Path, by_mount: bool) -> None:
+    """A mount's export would speak in the name of the service that the mount runs in."""
+    manager = ListeningSystemd(str(config.parent / "notify"))
+    ready, told = os.pipe()
+    settings = msgspec.convert(tomllib.loads(config.read_text()), Settings)
+    words = ["--settings-json", msgspec.json.encode(settings).decode()] if by_mount else ["--config", str(config)]
+    process = subprocess.Popen(
+        [*COMMAND, "--foreground", f"--report-fd={told}", *words],
+        pass_fds=(told,), stderr=subprocess.DEVNULL, env=os.environ | {"NOTIFY_SOCKET": str(config.parent / "notify")},
+    )  # fmt: skip
+    os.close(told)
+    try:
+        with open(ready, "rb") as report:
+            assert report.readline() == b"ready\n"
+        if not by_mount:
+            assert manager.hear() == ["READY=1", "STATUS=node 1"]
+            process.send_signal(signal.SIGHUP)
+            assert manager.hear()[0] == "RELOADING=1"
+            assert manager.hear() == ["READY=1"]
+        process.terminate()
+        if not by_mount:
+            assert manager.hear() == ["STOPPING=1"]
+        assert process.wait(60) == 0
+        assert manager.has_heard_all()
+    finally:
+        process.kill()
+        process.wait()
+        manager.close()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,30 +17,33 @@ from typing import Any
 import pytest
 import trio
 
-from omfs.config import SOFTWARE
+from omfs.config import SOFTWARE, load_settings
 from omfs.kernel.processes import identify
 from omfs.magic.places import Place
 from omfs.net import control
+from tests.cli.listeningsystemd import ListeningSystemd
+from tests.cli.test_export import end
+from tests.freeports import free_port
 from tests.unit.fakemount import mounted
 from tests.unit.puppets import Puppets, puppets
 
 pytestmark = pytest.mark.lab
 
 COMMAND = (sys.executable, "-m", "mignode.cli.mignode")
-UNIT = Path(__file__).parents[2] / "systemd" / "mignode.service"
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30, env=os.environ | environment)
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60, env=os.environ | environment)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """omfs.toml of a one-node cluster."""
+    """omfs.toml of a one-node cluster, with ports that no other worker's mignode has."""
     (tmp_path / "map").write_text("1 127.0.0.1 1\n")
     path = tmp_path / "omfs.toml"
     path.write_text(
         f'map = "{tmp_path}/map"\naddress = "127.0.0.1"\nsec = "none"\n'
+        f"migration_port = {free_port()}\ngossip_port = {free_port()}\n"
         f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\nconfig_dir = "{tmp_path}/etc"\n'
     )
     return path
@@ -53,21 +57,6 @@ def tree() -> Iterator[Puppets]:
 
 def ask(config: Path, command: str, **arguments: object) -> dict[str, Any]:
     return trio.run(partial(control.ask, config.parent / "run" / "mignode.sock", command, **arguments))
-
-
-class ListeningSystemd:
-    """Listens as systemd does; every message comes after the one before it."""
-
-    def __init__(self, address: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(20)
-        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-
-    def hear(self) -> list[str]:
-        return self._socket.recv(4096).decode().splitlines()
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @contextlib.contextmanager
@@ -87,7 +76,7 @@ def serving(config: Path, address: str = "") -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.terminate()
             assert manager.hear() == ["STOPPING=1"]
-        assert process.wait(20) in (0, -signal.SIGKILL)
+        assert process.wait(60) in (0, -signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
@@ -136,7 +125,6 @@ def test_it_goes_behind_and_a_second_one_is_refused(config: Path) -> None:
     ended = run("--config", str(config))
     assert (ended.returncode, ended.stderr) == (0, "")
     status = ask(config, "status")
-    pidfd = os.pidfd_open(status["pid"])
     try:
         assert (status["node_id"], status["software"], status["processes"]) == (1, SOFTWARE, 0)
         assert status["memory_bytes"] > 1 << 20
@@ -147,9 +135,7 @@ def test_it_goes_behind_and_a_second_one_is_refused(config: Path) -> None:
             assert line == f"mignode: {config.parent}/run/mignode.sock: another daemon is running and listens here"
         assert ask(config, "status")["pid"] == status["pid"]
     finally:
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        trio.run(trio.lowlevel.wait_readable, pidfd)
-        os.close(pidfd)
+        end(status["pid"])
     with pytest.raises(control.NotRunning):
         ask(config, "status")
 
@@ -164,7 +150,7 @@ def test_it_tells_systemd(config: Path, address: str) -> None:
 def test_nobody_at_the_notify_socket_is_no_failure(config: Path) -> None:
     ended = run("--config", str(config), NOTIFY_SOCKET=str(config.parent / "nobody"))
     assert ended.returncode == 0
-    os.kill(ask(config, "status")["pid"], signal.SIGTERM)
+    end(ask(config, "status")["pid"])
 
 
 def test_the_map_is_read_again(config: Path) -> None:
@@ -176,7 +162,28 @@ def test_the_map_is_read_again(config: Path) -> None:
             pass
         assert ask(config, "read_control", scope="hpc", file="nodes/2/status")["text"] == "1\n"
         process.terminate()
-        process.wait(20)
+        process.wait(60)
+
+
+def test_its_metrics(config: Path) -> None:
+    port = free_port()
+    config.write_text(config.read_text() + f"metrics_port_mignode = {port}\n")
+    with serving(config):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as told:
+            text = told.read().decode()
+        assert 'omfs_info{node="1",role="mignode",software=' in text
+        assert 'omfs_gossip_heard_total{fate="forged"} 0.0' in text
+
+
+def test_a_port_for_gossip_that_is_taken_is_one_line(config: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        port = load_settings(config).gossip_port
+        sock.bind(("127.0.0.1", port))
+        ended = run("--config", str(config), "--foreground")
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("mignode: ")]
+    fault = f"gossip on 127.0.0.1 udp port {port}: Address already in use"
+    assert line == f"mignode: {fault}; change gossip_port in omfs.toml on all nodes"
 
 
 def test_admin_values_outlive_it(config: Path) -> None:
@@ -253,6 +260,25 @@ async def test_what_the_mount_asks(config: Path, tree: Puppets) -> None:
                 await mignode.tell(command, **arguments)
 
 
+async def test_how_it_is_mounted_the_mount_says(config: Path) -> None:
+    """fstab may say what omfs.toml does not, and a later mount another thing than the first."""
+    mignode = Asker(config.parent / "run")
+
+    async def said() -> str:
+        return str((await mignode.tell("read_control", scope="hpc", file="admin/version"))["text"])
+
+    async with mounted(config.parent / "run") as mount:
+        mount.dfsa = False
+        async with serving_beside(config):
+            assert "DFSA is disabled" in await said()
+            await mignode.tell("places", dfsa=True)
+            assert "DFSA is enabled" in await said()
+    async with serving_beside(config):
+        assert "DFSA is enabled" in await said(), "there is no mount, so what omfs.toml says"
+        await mignode.tell("places", dfsa=False)
+        assert "DFSA is disabled" in await said()
+
+
 async def test_half_of_what_is_known_is_no_answer(config: Path, tree: Puppets) -> None:
     """Before the mount has told it, nobody is told that there is nothing."""
     mignode, key = Asker(config.parent / "run"), identify(tree.first)
@@ -275,10 +301,3 @@ async def test_half_of_what_is_known_is_no_answer(config: Path, tree: Puppets) -
         finally:
             process.terminate()
             await process.wait()
-
-
-def test_the_unit_starts_what_is_installed() -> None:
-    """make install links the commands into that place."""
-    text = UNIT.read_text()
-    assert "Type=notify\n" in text
-    assert "ExecStart=/usr/local/sbin/mignode --foreground\n" in text

@@ -47,6 +47,10 @@ class Agent:
         self.send(json.dumps(value))
         return self.receive()
 
+    def send_call(self, *calls: Call) -> None:
+        """As `call`; the results are for `receive`."""
+        self.send(json.dumps(calls))
+
     def call(self, *calls: Call) -> list[Any]:
         """The results of calls of programs/calls.py."""
         results: list[Any] = self.ask(calls)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.lab.livelab import Lab
+from tests.lab.livelab import EXEC_TIMEOUT_S, Lab
 
 PROGRAMS: Final = Path(__file__).parent / "programs"
 ASK: Final = """
@@ -82,21 +82,27 @@ class Program:
             elif not self.has_line(max(deadline - time.monotonic(), 0.0)):
                 raise AssertionError(f"no line {line!r} within {timeout_s} s; printed {self._buffer!r}")
 
+    def next_line(self, timeout_s: float = 60) -> str:
+        """What it prints next, to the end of the line; AssertionError if nothing comes."""
+        assert self.has_line(timeout_s), f"no line within {timeout_s} s; printed {self._buffer!r}"
+        line, _, self._buffer = self._buffer.partition("\n")
+        return line
+
     def send_line(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def wait_success(self, timeout_s: float = 60) -> str:
+    def wait_success(self, timeout_s: float = EXEC_TIMEOUT_S) -> str:
         """Its whole output; AssertionError when it fails."""
         out, err = self._process.communicate(timeout=timeout_s)
         assert self._process.returncode == 0, f"status {self._process.returncode}: {err}{out}"
         return self._buffer + out
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = EXEC_TIMEOUT_S) -> int:
         return self._process.wait(timeout_s)
 
-    def finish(self, timeout_s: float = 60) -> None:
+    def finish(self, timeout_s: float = EXEC_TIMEOUT_S) -> None:
         """Let it end: its standard input ends, and it must succeed."""
         self.wait_success(timeout_s)
 
@@ -114,23 +120,23 @@ class Cluster:
     # ------------------------------------------------------------ programs
 
     def try_run(
-        self, node: int, script: str, *, user: str | None = None, timeout_s: float = 60
+        self, node: int, script: str, *, user: str | None = None, timeout_s: float = EXEC_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
         """Run a bash script that stops at its first error; its status is the caller's to judge."""
         return self.lab.exec(node, f"set -euo pipefail\n{script}", user=user, timeout=timeout_s)
 
-    def run(self, node: int, script: str, *, user: str | None = None, timeout_s: float = 60) -> str:
+    def run(self, node: int, script: str, *, user: str | None = None, timeout_s: float = EXEC_TIMEOUT_S) -> str:
         """As try_run; it must succeed.  Returns what it printed."""
         done = self.try_run(node, script, user=user, timeout_s=timeout_s)
         assert done.returncode == 0, f"node {node}: status {done.returncode}\n{script}\n{done.stderr}{done.stdout}"
         return done.stdout
 
-    def python(self, node: int, code: str, *, timeout_s: float = 60) -> str:
+    def python(self, node: int, code: str, *, timeout_s: float = EXEC_TIMEOUT_S) -> str:
         done = self.lab.exec(node, ["python3", "-c", code], timeout=timeout_s)
         assert done.returncode == 0, f"node {node}: status {done.returncode}\n{done.stderr}{done.stdout}"
         return done.stdout
 
-    def program(self, node: int, name: str, *arguments: str, timeout_s: float = 100) -> str:
+    def program(self, node: int, name: str, *arguments: str, timeout_s: float = EXEC_TIMEOUT_S) -> str:
         """Run one of tests/lab/programs; it must succeed."""
         done = self.lab.exec(node, ["python3", str(PROGRAMS / name), *arguments], timeout=timeout_s)
         assert done.returncode == 0, f"node {node}: {name}: {done.stderr}{done.stdout}"
@@ -209,6 +215,10 @@ class Cluster:
     def start(self, node: int) -> None:
         self.lab.start(node)
 
+    def kill_daemon(self, node: int, pid: int) -> None:
+        """SIGKILL, and until it is gone: what it held is free then, which may take a busy machine a moment."""
+        self.run(node, f"kill -9 {pid}; while kill -0 {pid} 2> /dev/null; do sleep 0.02; done")
+
     @contextlib.contextmanager
     def cut(self, one: int, other: int) -> Iterator[None]:
         self.lab.cut(one, other)
@@ -218,13 +228,24 @@ class Cluster:
             self.lab.heal(one, other)
 
     @contextlib.contextmanager
+    def _nobody_there_afterwards(self) -> Iterator[None]:
+        """A test that fails may have left programs that have files open there: with them nothing can be unmounted."""
+        try:
+            yield
+        except BaseException:
+            self.lab.end_programs()
+            raise
+
+    @contextlib.contextmanager
     def mounted(self, node: int, options: str) -> Iterator[None]:
         """The node's /mfs mounted with other options than fstab's."""
         self.run(node, f"umount /mfs; mount -t fuse.omfs mfs_mnt /mfs -o {options}")
         try:
-            yield
+            with self._nobody_there_afterwards():
+                yield
         finally:
-            self.run(node, "umount -l /mfs; mount /mfs", timeout_s=90)
+            pid = self.mount_pid(node)
+            self.run(node, f"umount -l /mfs; while kill -0 {pid} 2> /dev/null; do sleep 0.1; done; mount /mfs")
 
     @contextlib.contextmanager
     def export_configured(self, node: int, extra: str) -> Iterator[None]:
@@ -232,7 +253,8 @@ class Cluster:
         self.run(node, f"cp /etc/omfs/omfs.toml /tmp/omfs.toml.old; cat >> /etc/omfs/omfs.toml <<'END'\n{extra}\nEND")
         try:
             self.run(node, "umount /mfs; mount /mfs")
-            yield
+            with self._nobody_there_afterwards():
+                yield
         finally:
             self.run(node, "cp /tmp/omfs.toml.old /etc/omfs/omfs.toml; umount /mfs; mount /mfs")
 

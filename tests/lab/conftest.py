@@ -1,6 +1,7 @@
 """Fixtures of the fourth ring: a real lab per test module, stacks of what hangs, nothing left behind.
 
-A module may say how its lab is made: LAB_OPTIONS = ("--sec", "none"), LAB_NODES = 2.  The deadline itself is in
+A module may say how its lab is made: LAB_OPTIONS = ("--sec", "none"), LAB_NODES = 2.  Nobody is moved by balancing,
+but where it says BALANCES = True: a test knows where its guests are.  The deadline itself is in
 tests/watch/deadline.py; shortly before it, the stacks of everything in the lab are taken, while it still hangs.
 """
 
@@ -17,6 +18,7 @@ import pytest
 from tests.lab.cluster import Cluster
 from tests.lab.livelab import Lab
 from tests.watch.deadline import timeout_of
+from tests.watch.leftovers import lab_prefix
 
 STACKS_BEFORE_DEADLINE_S: Final = 10.0
 _stacks: Final = pytest.StashKey[str]()
@@ -26,10 +28,13 @@ _stacks: Final = pytest.StashKey[str]()
 def module_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab of this module's own, up; afterwards it is down, and nothing of it may be left."""
     module = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    lab = Lab(f"t{os.getpid()}-{re.sub('[^a-z0-9]', '-', module.lower())}"[:32])
+    lab = Lab(f"{lab_prefix()}{re.sub('[^a-z0-9]', '-', module.lower())}"[:32])
     interfaces = os.listdir("/sys/class/net")
     lab.up(*getattr(request.module, "LAB_OPTIONS", ()), nodes=getattr(request.module, "LAB_NODES", 3))
     try:
+        if not getattr(request.module, "BALANCES", False):
+            for node in range(1, lab.nodes + 1):
+                lab.out(node, "test ! -d /mfs/proc || mosctl stay")  # a module may mount by itself
         yield lab
     finally:
         lab.down()

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from omfs.lab import node as lab_node, state, topology
+from omfs.lab import limits, node as lab_node, state, topology
 
 COMMAND: Final = (str(Path(sys.prefix) / "bin" / "omfs-lab"),)
-EXEC_TIMEOUT_S: Final = 60.0
+EXEC_TIMEOUT_S: Final = 120.0
 STACKS_WITHIN_S: Final = 3.0
 
 
@@ -134,12 +134,16 @@ class Lab:
         self.exec(node, ["mkdir", "-m", "777", path], check=True)
         return path
 
+    def end_programs(self) -> None:
+        """All that `popen` started and that still runs."""
+        for process in list(self._running):
+            self.end(process)
+
     # ------------------------------------------------------------ between tests
 
     def restore(self) -> None:
         """After a test: nothing it started runs on, all nodes are up, no cut is left."""
-        for process in list(self._running):
-            self.end(process)
+        self.end_programs()
         self.heal()
         for node in range(1, self.nodes + 1):
             if not state.alive(self.paths.node(node).init):
@@ -198,19 +202,28 @@ class Lab:
         directory = str(self.paths.directory)
         found = [f"file {directory}"] if self.paths.directory.exists() else []
         found += [f"loop device {device}" for device in lab_node.loop_devices(self.paths.directory)]
+        for node in range(1, self.nodes + 1):
+            found += [f"control group {group}" for group in limits.directories(self.paths, node).values()]
         others = _processes_of_other_labs(self.name)  # the numbers of ended namespaces are used again
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            if int(entry) in others:
-                continue
+        inside = {
+            int(entry) for entry in filter(str.isdigit, os.listdir("/proc")) if self._has_ours(Path("/proc", entry))
+        }
+        for pid in _not_of_others(inside - others):
             with contextlib.suppress(OSError):
-                process = Path("/proc", entry)
-                spaces = {os.readlink(process / "ns" / kind) for kind in ("net", "mnt", "pid")}
-                spaces |= {os.readlink(fd) for fd in (process / "fd").iterdir()}
-                if spaces & self._namespaces:
-                    found.append(f"process {_describe_process(int(entry))}")
-                if directory in (process / "mountinfo").read_text():
+                found.append(f"process {_describe_process(pid)}")
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if directory in Path("/proc", entry, "mountinfo").read_text():
                     found.append(f"mount seen by process {entry}")
         return found
+
+    def _has_ours(self, process: Path) -> bool:
+        """Whether it is in a namespace of ours, or holds one."""
+        with contextlib.suppress(OSError):
+            spaces = {os.readlink(process / "ns" / kind) for kind in ("net", "mnt", "pid")}
+            spaces |= {os.readlink(fd) for fd in (process / "fd").iterdir()}
+            return bool(spaces & self._namespaces)
+        return False
 
 
 def wait_for(lab: Lab, process: subprocess.Popen[str], line: str) -> None:
@@ -243,6 +256,33 @@ def _processes_of_other_labs(name: str) -> set[int]:
         for record in filter(None, map(state.alive, directory.glob("**/*.process"))):
             found |= {record.pid, *state.processes_inside(record)}
     return found
+
+
+def _not_of_others(inside: set[int]) -> list[int]:
+    """Without those that some program has started which is none of *inside*, nor us, nor above us: other tests do so.
+
+    What a lab leaves behind descends from us, or from nobody that still lives.
+    """
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents[int(entry)] = int(Path("/proc", entry, "stat").read_text().rpartition(") ")[2].split()[1])
+    us, above = os.getpid(), {0}
+    while us:
+        above.add(us)
+        us = parents.get(us, 0)
+
+    def first_outside(pid: int) -> int:
+        while pid in inside:
+            pid = parents.get(pid, 0)
+        return pid
+
+    def descends_from_us(pid: int) -> bool:
+        while pid not in above:
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return [pid for pid in sorted(inside) if (outside := first_outside(pid)) in above or descends_from_us(outside)]
 
 
 def _catches(pid: int, number: int) -> bool:

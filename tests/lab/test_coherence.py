@@ -11,13 +11,14 @@ import pytest
 from tests.lab.agents import Agent, chosen_seed, number_from
 from tests.lab.cluster import Cluster
 from tests.lab.rounds import NAMES, SHOWN_LENGTH, Change, Model, Thing
+from tests.watch.deadline import LAB_TIMEOUT_S
 
 LAB_OPTIONS = ("--dfsa", "0")
 ROUNDS = number_from("OMFS_ROUNDS", 900)
 PLACEMENTS = {"a third node owns it": (1, 3, 2), "the writer owns it": (1, 3, 1), "the reader owns it": (1, 3, 3)}
 TRUTH_EVERY = 8  # rounds
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, ROUNDS))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(LAB_TIMEOUT_S, ROUNDS))]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

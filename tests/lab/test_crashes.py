@@ -27,7 +27,7 @@ print(sent.hexdigest(), flush=True)
     writer.wait_line("going")
     for _ in range(3):
         before = cluster.export_pid(2)
-        cluster.run(2, f"kill -9 {before}")
+        cluster.kill_daemon(2, before)
         cluster.wait_new_export(2, before)
     digest = writer.wait_success(timeout_s=240).split()[-1]
     assert cluster.run(2, f"sha256sum {here.native}/copy").split()[0] == digest
@@ -57,7 +57,7 @@ else: print("granted")
     program = cluster.start_python(1, script, user="1001:1001")
     program.wait_line("open")
     before = cluster.export_pid(2)
-    cluster.run(2, f"kill -9 {before}")
+    cluster.kill_daemon(2, before)
     cluster.wait_new_export(2, before)
     program.send_line("")
     program.wait_line("written")
@@ -68,8 +68,7 @@ else: print("granted")
 
 
 def test_the_mount_is_killed_and_mounted_again(cluster: Cluster) -> None:
-    pid = cluster.mount_pid(1)
-    cluster.run(1, f"kill -9 {pid}")
+    cluster.kill_daemon(1, cluster.mount_pid(1))
     assert cluster.try_run(1, "ls /mfs").returncode != 0
     cluster.run(1, "mount /mfs", timeout_s=60)
     assert cluster.run(1, "cat /mfs/2/etc/hostname") == cluster.run(2, "cat /etc/hostname")

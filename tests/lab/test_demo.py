@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 
@@ -25,6 +26,7 @@ def test_everything_is_as_it_should_be(demo_lab: Lab) -> None:
     assert "All as it should be" in done.stdout
     for shown in ("cp -v", "git clone", "sha256sum", "sqlite3", "flock", "omfs-lab shell 1"):
         assert shown in done.stdout
+    assert re.search(r"^on node 2 after \d+ s$", done.stdout, re.MULTILINE), "the cluster itself moved the scan"
     assert demo_lab.remains() == []
 
 
@@ -35,7 +37,7 @@ def test_an_interrupted_demo_takes_everything_down(demo_lab: Lab) -> None:
         if "cp -v" in line:
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     assert demo_lab.remains() == []
 

@@ -114,6 +114,8 @@ os.mkdir("d"); os.rename("c", "d/c"); expect(errno.ENOTEMPTY, os.rmdir, "d")
 expect(errno.EXDEV, os.rename, "b", "{other.remote}/b"); expect(errno.EXDEV, os.link, "b", "{other.remote}/b")
 expect(errno.EEXIST, os.mkdir, "d"); expect(errno.ENOTDIR, os.rmdir, "b"); expect(errno.EISDIR, os.unlink, "d")
 os.symlink("b", "s"); assert os.readlink("s") == "b" and open("s").read() == "a"
+directory = os.open("d", os.O_RDONLY | os.O_DIRECTORY); os.fsync(directory); os.fdatasync(directory)
+expect(errno.EISDIR, os.read, directory, 1)
 print("ok")
 """
     assert cluster.python(1, script) == "ok\n"

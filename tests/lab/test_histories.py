@@ -17,6 +17,7 @@ from tests.lab.agents import number_from
 from tests.lab.cluster import Cluster, wait_until
 from tests.lab.recording import NODES, Recording
 from tests.linearizability import UNKNOWN, NotLinearizable, Operation, check
+from tests.watch.deadline import LAB_TIMEOUT_S
 
 LAB_OPTIONS = (
     "--dfsa",
@@ -29,7 +30,7 @@ QUIET_S = 2.1
 KILLS = number_from("OMFS_KILLS", 2)
 THINGS = ("r0", "r1", "log0", "log1", "files", "links")
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, 2 * HISTORY_S, 30 * KILLS))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(LAB_TIMEOUT_S, 2 * HISTORY_S, 30 * KILLS))]
 
 
 def record_through_mfs(cluster: Cluster) -> Recording:
@@ -79,12 +80,11 @@ def kill_something(cluster: Cluster, rng: random.Random) -> None:
     """The owner's export, or anybody's mount; returns when there is another."""
     if rng.random() < 0.5:
         before = cluster.export_pid(OWNER)
-        cluster.run(OWNER, f"kill -9 {before}")
+        cluster.kill_daemon(OWNER, before)
         cluster.wait_new_export(OWNER, before)
     else:
         node = rng.choice(NODES)
-        before = cluster.mount_pid(node)
-        cluster.run(node, f"kill -9 {before}")
+        cluster.kill_daemon(node, cluster.mount_pid(node))
         cluster.run(node, "mount /mfs", timeout_s=60)
     for node in NODES:
         wait_until(lambda node=node: cluster.try_run(node, f"ls /mfs/{OWNER}/srv").returncode == 0, f"/mfs on {node}")  # type: ignore[misc]
@@ -115,9 +115,15 @@ def stale_name(history: list[Operation], rng: random.Random) -> list[Operation]:
     """A name that still leads to what was removed long ago, and had been seen under no name since."""
     looks = sorted((one for one in history if one.action == "look"), key=lambda one: one.called)
     seen_late = {one.result for one in looks[len(looks) // 2 :]}
-    old = next(one for one in looks if one.result not in seen_late and not str(one.result).startswith("mode"))
-    late = rng.choice([one for one in looks[len(looks) * 3 // 4 :] if one.argument == old.argument])
-    return instead(history, late, old.result)
+    last: dict[Hashable, list[Operation]] = {}
+    for one in looks[len(looks) * 3 // 4 :]:
+        last.setdefault(one.argument, []).append(one)
+    old = next(
+        one
+        for one in looks
+        if one.result not in seen_late and not str(one.result).startswith("mode") and one.argument in last
+    )
+    return instead(history, rng.choice(last[old.argument]), old.result)
 
 
 def earlier_time(history: list[Operation], rng: random.Random) -> list[Operation]:

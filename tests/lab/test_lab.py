@@ -17,6 +17,7 @@ from omfs.lab import cluster, state
 from omfs.lab.state import LabError
 from omfs.lab.topology import LabPlan
 from tests.lab.livelab import COMMAND, Lab, wait_for
+from tests.watch.leftovers import lab_prefix
 
 pytestmark = pytest.mark.lab
 
@@ -101,12 +102,12 @@ def test_nodes_have_what_a_real_one_would(lab: Lab) -> None:
 def test_what_is_said_to_syslog_is_in_the_log_on_the_host(lab: Lab) -> None:
     lab.exec(1, ["logger", "-t", "somebody", "said this"], check=True)
     log = lab.paths.node(1).log
-    assert state.wait_until(lambda: "somebody: said this" in log.read_text(), 10)
+    assert state.wait_until(lambda: "somebody: said this" in log.read_text(), 60)
 
 
 def test_orphans_are_reaped(lab: Lab) -> None:
     pid = lab.out(1, "(sh -c 'echo $$; exec sleep 0.2 >/dev/null' &)")
-    assert state.wait_until(lambda: lab.exec(1, ["test", "-e", f"/proc/{pid}"]).returncode == 1, 10)
+    assert state.wait_until(lambda: lab.exec(1, ["test", "-e", f"/proc/{pid}"]).returncode == 1, 60)
 
 
 def test_a_small_disk_fills_up_alone(lab: Lab) -> None:
@@ -145,7 +146,7 @@ def test_exec_passes_signals(lab: Lab) -> None:
     process = lab.popen(1, "trap 'echo got; exit 3' TERM; echo ready; while :; do read -t 0.1 <>/dev/zero; done")
     wait_for(lab, process, "ready")
     process.terminate()
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (3, "got\n")
 
 
@@ -155,7 +156,7 @@ def test_a_killed_exec_takes_its_command_with_it(lab: Lab) -> None:
     pid = process.stdout.readline().strip()
     process.kill()
     process.wait()
-    assert state.wait_until(lambda: lab.exec(1, ["test", "-e", f"/proc/{pid}"]).returncode == 1, 10)
+    assert state.wait_until(lambda: lab.exec(1, ["test", "-e", f"/proc/{pid}"]).returncode == 1, 60)
 
 
 def test_exec_as_another_user(lab: Lab) -> None:
@@ -178,7 +179,7 @@ def test_a_terminal_works_through_exec(lab: Lab) -> None:
         seen = _read_until(terminal.fileno(), b"begin\r\n")
         assert b"tty=0" in seen
         assert b"no job control" not in seen
-        assert state.wait_until(lambda: "sleep" in lab.out(2, "ps -A -o comm"), 10)
+        assert state.wait_until(lambda: "sleep" in lab.out(2, "ps -A -o comm"), 60)
         terminal.write(b"\x03")
         terminal.write(b"hostname; exit 5\n")
         assert b"node2\r\n" in _read_until(terminal.fileno(), b"node2\r\n")
@@ -222,10 +223,11 @@ def test_a_cut_stalls_connections_and_heals(lab: Lab, line: tuple[subprocess.Pop
     lab.cut(2, 1)
     assert [node["cut_from"] for node in lab.status()] == [[2], [1], []]
     assert _ask(client, "during") == "TimeoutError"
-    assert lab.out(3, f"timeout 5 bash -c '</dev/tcp/{lab.status()[1]['address']}/7000' && echo open") == "open"
+    assert lab.out(3, f"timeout 60 bash -c '</dev/tcp/{lab.status()[1]['address']}/7000' && echo open") == "open"
     lab.heal(1, 2)
-    assert client.stdout is not None
-    assert _ask(client, "after") in ("during", "duringafter", "during after")  # what was sent arrives late, not never
+    while (answer := _ask(client, "after")) == "TimeoutError":  # the longer it was cut the later it is repeated
+        pass
+    assert answer.startswith("during")  # what was sent arrives late, not never
     assert [node["cut_from"] for node in lab.status()] == [[], [], []]
 
 
@@ -233,10 +235,10 @@ def test_a_cut_holds_for_a_node_that_comes_back(lab: Lab) -> None:
     lab.cut(1, 2)
     lab.kill(2)
     lab.start(2)
-    probe = f"timeout 1 bash -c '</dev/tcp/{lab.status()[1]['address']}/7000'"
-    assert lab.exec(1, probe).returncode == 124  # silence
+    probe = f"bash -c '</dev/tcp/{lab.status()[1]['address']}/7000'"
+    assert lab.exec(1, f"timeout 1 {probe}").returncode == 124  # silence
     lab.heal()
-    assert lab.exec(1, probe).returncode == 1  # refused: it is reached, and nobody listens
+    assert lab.exec(1, f"timeout 60 {probe}").returncode == 1  # refused: it is reached, and nobody listens
 
 
 def test_a_power_cut_tells_nobody_and_keeps_the_disk(lab: Lab, line: tuple[subprocess.Popen[str], ...]) -> None:
@@ -245,7 +247,7 @@ def test_a_power_cut_tells_nobody_and_keeps_the_disk(lab: Lab, line: tuple[subpr
     sleeper = lab.popen(2, "echo asleep; sleep 1000")
     wait_for(lab, sleeper, "asleep")
     lab.kill(2)
-    assert server.wait(10) == sleeper.wait(10) == -signal.SIGKILL
+    assert server.wait(60) == sleeper.wait(60) == -signal.SIGKILL
     assert _ask(client, "hello?") == "TimeoutError"  # neither reset nor end of file
     assert [node["running"] for node in lab.status()] == [True, False, True]
     assert lab.exec(2, ["true"]).returncode == 1
@@ -254,7 +256,7 @@ def test_a_power_cut_tells_nobody_and_keeps_the_disk(lab: Lab, line: tuple[subpr
     assert lab.out(2, "cat /srv/kept; hostname") == "kept\nnode2"
     assert "is running already" in lab.command("start", "2", check=False).stderr
     # The new kernel does not know the old connection; what was sent meanwhile is repeated ever more seldom.
-    assert state.wait_until(lambda: _ask(client, "hello!") in ("ConnectionResetError", "BrokenPipeError"), 60)
+    assert state.wait_until(lambda: _ask(client, "hello!") in ("ConnectionResetError", "BrokenPipeError"), 120)
 
 
 def test_wrong_use_is_refused_with_one_line(lab: Lab) -> None:
@@ -277,7 +279,7 @@ def test_wrong_use_is_refused_with_one_line(lab: Lab) -> None:
 @pytest.fixture
 def other() -> Iterator[Lab]:
     """The name of a lab that is not there yet; afterwards it is taken down, and nothing may be left."""
-    other = Lab(f"t{os.getpid()}-other")
+    other = Lab(f"{lab_prefix()}other")
     other.nodes = 3
     yield other
     other.down()
@@ -326,9 +328,9 @@ def test_down_clears_what_a_killed_up_left(other: Lab, options: tuple[str, ...],
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_takes_everything_down(other: Lab, number: signal.Signals) -> None:
     process = _begin_up(other, "--no-mount")
-    assert state.wait_until(lambda: state.alive(other.paths.node(1).boot) is not None or process.poll() is not None, 30)
+    assert state.wait_until(lambda: state.alive(other.paths.node(1).boot) is not None or process.poll() is not None, 60)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
     assert other.remains() == []
 
@@ -344,7 +346,7 @@ def test_down_also_after_a_node_ended_by_itself(other: Lab) -> None:
     init = state.alive(other.paths.node(2).init)
     assert init is not None
     init.kill()
-    assert state.wait_until(lambda: not init.is_alive(), 10)
+    assert state.wait_until(lambda: not init.is_alive(), 60)
     assert [node["running"] for node in other.status()] == [True, False, True]
     other.start(2)
     assert other.out(2, "hostname") == "node2"

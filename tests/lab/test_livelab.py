@@ -16,10 +16,16 @@ LAB_NODES = 1
 
 def test_stacks_show_python_and_kernel_of_every_daemon(lab: Lab) -> None:
     sleeper = lab.popen(1, ["sleep", "1000"])
-    assert state.wait_until(lambda: "hrtimer_nanosleep" in lab.stacks(), 10)
-    stacks = lab.stacks()
-    for expected in ("sleep 1000", "omfs.lab.init", "Current thread", "omfs/daemon.py"):
-        assert expected in stacks
+    expected = {"hrtimer_nanosleep", "sleep 1000", "omfs.lab.init", "Current thread", "omfs/daemon.py"}
+    missing: set[str] = set()
+
+    def are_all_there() -> bool:
+        stacks = lab.stacks()
+        missing.clear()
+        missing.update(part for part in expected if part not in stacks)
+        return not missing
+
+    assert state.wait_until(are_all_there, 60), missing
     assert sleeper.poll() is None  # nothing was killed by asking
     assert lab.out(1, "cat /mfs/1/etc/hostname") == "node1"
 

@@ -10,12 +10,13 @@ import json
 import pytest
 
 from tests.lab.agents import number_from
-from tests.lab.cluster import Cluster, wait_until
+from tests.lab.cluster import Cluster, Program, wait_until
+from tests.watch.deadline import LAB_TIMEOUT_S
 
 CALLS = number_from("OMFS_MAGIC_CALLS", 6000)
 NAMES = ("here", "home", "lastexec", "magic", "selected")
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, CALLS // 50))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(LAB_TIMEOUT_S, CALLS // 50))]
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_who_selects_what_does_not_exist(cluster: Cluster) -> None:
         done = cluster.try_run(1, f"{select(2)} echo {wrong} > /mfs/proc/self/selected || readlink /mfs/selected")
         assert done.stdout.strip() == "2", f"{wrong}: {done.stdout}{done.stderr}"
         assert "Invalid argument" in done.stderr
+    assert "No such file" in cluster.try_run(1, f"{select(77)} ls /mfs/selected/").stderr, "not in the map (yet)"
 
 
 def test_forks_and_execs(cluster: Cluster) -> None:
@@ -151,40 +153,38 @@ def test_where(cluster: Cluster, marked: str) -> None:
 # ---------------------------------------------------------------- mignode away
 
 
-def test_without_mignode_names_are_answered_and_a_new_one_knows_them(cluster: Cluster, marked: str) -> None:
+def selecting_program(cluster: Cluster, node: int, selected: int, marked: str) -> Program:
+    """It selects a node, and reads the mark there at each line of its input."""
     program = cluster.start_python(
-        1,
-        "import os, sys\n"
-        "def select(node): open('/mfs/proc/self/selected', 'w').write(node)\n"
-        "select('2')\n"
+        node,
+        "import sys\n"
+        f"open('/mfs/proc/self/selected', 'w').write('{selected}')\n"
         "print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         f"    print(open('/mfs/selected{marked}/id').read().strip(), flush=True)\n",
     )
     program.wait_line("ready")
-    before = cluster.ask(1, "mignode")["pid"]
-    cluster.run(1, f"kill -9 {before}")
+    return program
+
+
+def test_without_mignode_names_are_answered_and_a_new_one_knows_them(cluster: Cluster, marked: str) -> None:
+    program = selecting_program(cluster, 1, 2, marked)
+    cluster.kill_daemon(1, cluster.ask(1, "mignode")["pid"])
     program.send_line("")
     program.wait_line("2")
-    assert "not connected" in cluster.try_run(1, "cat /mfs/proc/self/selected").stderr
+    wait_until(
+        lambda: "not connected" in cluster.try_run(1, "cat /mfs/proc/self/selected").stderr, "the mount knows it"
+    )
     cluster.run(1, "mignode")  # as systemd does
     program.send_line("")
     program.wait_line("2")
-    assert cluster.ask(1, "mignode")["processes"] == 1
+    wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 1, "it knows the program")
     program.finish()
     wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 0, "mignode forgets it")
 
 
 def test_a_new_mount_knows_what_mignode_knows(cluster: Cluster, marked: str) -> None:
-    program = cluster.start_python(
-        3,
-        "import sys\n"
-        "open('/mfs/proc/self/selected', 'w').write('2')\n"
-        "print('ready', flush=True)\n"
-        "for line in sys.stdin:\n"
-        f"    print(open('/mfs/selected{marked}/id').read().strip(), flush=True)\n",
-    )
-    program.wait_line("ready")
+    program = selecting_program(cluster, 3, 2, marked)
     cluster.run(3, "umount /mfs; mount /mfs")
     program.send_line("")
     program.wait_line("2")

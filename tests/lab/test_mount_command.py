@@ -74,6 +74,25 @@ def test_who_ends_in_order_holds_nobody_up(cluster: Cluster, how: str) -> None:
         cluster.run(1, "mount /mfs", timeout_s=60)
 
 
+@pytest.mark.parametrize("signal", ["INT", "TERM"])
+def test_in_the_foreground(cluster: Cluster, signal: str) -> None:
+    """omfs -f says when it is mounted, and ends in order when it is told to."""
+    here = cluster.fresh_dir(2)
+    cluster.run(1, "umount /mfs")
+    try:
+        started = cluster.start_python(
+            1, "import os; os.dup2(1, 2); os.execlp('omfs', 'omfs', '-f', 'mfs_mnt', '/mfs', '-o', 'dfsa=1')"
+        )
+        while not started.next_line().endswith("/mfs is mounted"):
+            pass
+        assert cluster.run(1, f"echo here > {here.remote}/x; cat {here.remote}/x") == "here\n"
+        cluster.run(1, f"kill -{signal} {cluster.mount_pid(1)}")
+        assert started.wait() == 0
+        assert cluster.run(1, "grep -c ' /mfs' /proc/self/mountinfo || true") == "0\n"
+    finally:
+        cluster.run(1, "mount /mfs", timeout_s=60)
+
+
 def test_remount(cluster: Cluster) -> None:
     here = cluster.fresh_dir(2)
     cluster.run(1, "mount -o remount,ro /mfs")
@@ -122,6 +141,8 @@ def test_a_changed_map_is_picked_up_without_unmounting(cluster: Cluster) -> None
 
 
 def test_status_and_ping(cluster: Cluster) -> None:
+    for node in (2, 3):
+        cluster.wait_up(1, node)
     status = cluster.status(1)
     assert {node["node_id"]: node["state"] for node in status["nodes"]} == {1: "self", 2: "up", 3: "up"}
     table = cluster.run(1, "omfs-admin status")

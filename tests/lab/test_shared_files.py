@@ -9,6 +9,7 @@ import pytest
 
 from tests.lab.agents import Agent, number_from
 from tests.lab.cluster import Cluster
+from tests.watch.deadline import LAB_TIMEOUT_S
 
 LAB_OPTIONS = ("--dfsa", "0")  # the owner's own programs go through /mfs too
 TURNS = number_from("OMFS_TURNS", 200)
@@ -19,7 +20,7 @@ LOCKED_TURNS = number_from("OMFS_LOCKED_TURNS", 100)
 # when to look for what it stored (docs/LIMITS.md): OMFS_MAPPINGS=unsynced shows it.
 MAPPINGS = os.environ.get("OMFS_MAPPINGS", "anew remapped watched kept").split()
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(300, RECORDS // 50))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(max(LAB_TIMEOUT_S, RECORDS // 50))]
 
 
 @pytest.mark.parametrize("nodes", [(1, 3), (1, 2)], ids=["two holders", "holder and owner"])

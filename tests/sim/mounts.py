@@ -113,6 +113,7 @@ class Mounted(TakenMount):
         nursery.start_soon(self.peer.run)
         nursery.start_soon(self.node.tend)
         nursery.start_soon(self.operations.recaller.run)
+        nursery.start_soon(self.operations.ahead.run)
 
     async def walk_to(self, path: Path) -> None:
         self.file = await self.node.root()

@@ -16,6 +16,7 @@ from omfs.errors import ConfigError
 from omfs.mount.options import MountOptions
 from omfs.standing import Standing, errors_unwrapped
 from omfs.wiretypes import Mode
+from tests.freeports import free_port
 
 
 def daemon_of(tmp_path: Path, metrics_port: int) -> MountDaemon:
@@ -35,8 +36,7 @@ def held(mode: Mode) -> Lease:
 
 
 async def test_a_mount_tells_its_metrics(tmp_path: Path, nursery: trio.Nursery) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     daemon = daemon_of(tmp_path, port)
     await daemon._serve_metrics(nursery)
     daemon._follow_map(nursery)

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -25,7 +26,8 @@ from omfs.net.server import Answer, FileSlice, Server, Session, listen
 from omfs.net.tls import LocalIdentity, load_identity
 from tests.sim.line import HOLDER, OWNER, FakeService, local_node, look_up
 
-SETTINGS = Settings(timeo_s=2, ping_interval_s=0.3, reconnect_interval_s=0.05)
+SETTINGS = Settings(timeo_s=60, ping_interval_s=0.3, reconnect_interval_s=0.05)
+GIVES_UP_S = 5.0  # who is to hear that he can't be let in
 NO_TLS = LocalIdentity(HOLDER, "none", None, None)
 
 
@@ -77,9 +79,11 @@ class Owner:
     async def start(self) -> None:
         await self._nursery.start(self.server.run, [self.listener])
 
-    def holder(self, identity: LocalIdentity, *, node_id: int = HOLDER, wanted: int = OWNER) -> Peer:
-        context = identity.client_context
-        peer = Peer(wanted, ["127.0.0.1"], self.port, local_node(node_id), SETTINGS, context)
+    def holder(
+        self, identity: LocalIdentity, *, node_id: int = HOLDER, wanted: int = OWNER, timeo_s: float = SETTINGS.timeo_s
+    ) -> Peer:
+        settings, context = msgspec.structs.replace(SETTINGS, timeo_s=timeo_s), identity.client_context
+        peer = Peer(wanted, ["127.0.0.1"], self.port, local_node(node_id), settings, context)
         self._nursery.start_soon(peer.run)
         return peer
 
@@ -269,7 +273,7 @@ async def test_an_owner_that_is_another(owner: Owner, friend: Peer, identities: 
 
 
 async def test_a_plain_client_of_a_tls_owner(owner: Owner, friend: Peer, told: Told) -> None:
-    peer = owner.holder(NO_TLS)
+    peer = owner.holder(NO_TLS, timeo_s=GIVES_UP_S)
     with pytest.raises(NodeDown):
         await peer.call(look_up(b"x"), wire.Done)
     assert "sec=" in str(peer.describe()["fault"])
@@ -282,7 +286,7 @@ async def test_a_tls_client_of_a_plain_owner(
 ) -> None:
     friend = plain_owner.holder(NO_TLS)
     await friend.call(look_up(b"x"), wire.Done)
-    peer = plain_owner.holder(identities["holder"])
+    peer = plain_owner.holder(identities["holder"], timeo_s=GIVES_UP_S)
     with pytest.raises(NodeDown):
         await peer.call(look_up(b"x"), wire.Done)
     assert "sec=" in str(peer.describe()["fault"])

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from omfs.export import guards
 from omfs.export.service import ExportService
 from tests.unit.exportroom import Asker, FakeSession, file_system, serving
+from tests.unit.leaseroom import Room, leasing_room
 
 
 @pytest.fixture(scope="session", params=["ext4", "tmpfs", "overlay"])
@@ -40,3 +42,11 @@ def root(service: ExportService) -> Iterator[Asker]:
     asker = Asker(service, FakeSession())
     yield asker
     asker.end()
+
+
+@pytest.fixture
+async def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:  # type: ignore[misc]
+    """An owner with leases; files that a test has just made count as old."""
+    monkeypatch.setattr(guards, "UNCACHED_NS", 0)
+    with serving(tmp_path / "state") as service, leasing_room(tmp_path / "state", service) as running:
+        yield running

@@ -39,19 +39,23 @@ class FakeSource:
     def __init__(self) -> None:
         self.values: dict[tuple[str, int], str] = {}
         self.reads: list[Target] = []
+        self.readers: list[int] = []
         self.writes: list[tuple[Target, str, int]] = []
+        self.writers: list[int] = []
         self.fail: dict[str, Exception] = {}
         self.held: dict[str, trio.Event] = {}
         self.is_held = threading.Event()
 
-    async def read(self, target: Target) -> bytes:
+    async def read(self, target: Target, uid: int) -> bytes:
         self.reads.append(target)
+        self.readers.append(uid)
         await self._pass(target)
         return self.values.get((target.path, target.pid), f"{target.pid}\n").encode()
 
-    async def write(self, target: Target, text: str, uid: int) -> None:
+    async def write(self, target: Target, text: str, uid: int, by: int) -> None:
         await self._pass(target)
         self.writes.append((target, text, uid))
+        self.writers.append(by)
         self.values[target.path, target.pid] = text.removesuffix("\n") + "\n"
 
     async def _pass(self, target: Target) -> None:

@@ -32,6 +32,7 @@ class FakeMount:
         self.pushes: list[_Push] = []
         self.gate = trio.Event()  # nothing is applied or answered before it is set
         self.gate.set()
+        self.dfsa: bool | None = None
         self._changed = trio.Event()
 
     def selected(self, pid: int) -> int:
@@ -65,7 +66,7 @@ class FakeMount:
 
     async def _tell(self, _: control.Arguments) -> dict[str, Any]:
         await self.gate.wait()
-        return {"places": list(self.places)}
+        return {"places": list(self.places)} | ({} if self.dfsa is None else {"dfsa": self.dfsa})
 
 
 @contextlib.asynccontextmanager

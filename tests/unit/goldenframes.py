@@ -167,11 +167,11 @@ GOLDEN: list[tuple[wire.Message, str]] = [
     ),
     (
         wire.LockFile(open_id=7, operation=2, wait=True),
-        "0d00000000000000020100000000000094a84c6f636b46696c650702c3",
+        "0e00000000000000020100000000000095a84c6f636b46696c650702c3c0",
     ),
     (
         wire.LockRange(open_id=7, owner=2**64 - 1, kind=1, start=0, end=2**63 - 1, pid=42, wait=False),
-        "2200000000000000020100000000000098a94c6f636b52616e676507cfffffffffffffffff0100cf7fffffffffffffff2ac2",
+        "2300000000000000020100000000000099a94c6f636b52616e676507cfffffffffffffffff0100cf7fffffffffffffff2ac2c0",
     ),
     (
         wire.ProbeRange(open_id=7, owner=9, kind=0, start=1, end=2),

@@ -42,11 +42,17 @@ class Daemon:
         self.world = world
         self.number = number
         self.boots = 0
+        self.clock_rate = 1.0
         self.up: deque[Any] = deque()
         self.down: deque[Any] = deque()
         self.bulk: deque[Any] = deque()
         self.is_stalled = False  # what it sends is on its way for long
         self.restart()
+
+    @property
+    def now_s(self) -> float:
+        """By its own clock, which shows another time and has a longer or shorter second than the owner's."""
+        return 1e4 * self.number + self.clock_rate * self.world.now_s
 
     def restart(self) -> None:
         """Of the whole node."""
@@ -58,7 +64,7 @@ class Daemon:
         self.written: dict[bytes, int] = {}  # replies about an inode that the kernel was given and has not processed
         self.asked: dict[int, Asked] = {}
         self.numbers = self.pids = self.round = self.epoch = 0
-        self.answered_s = self.world.now_s
+        self.answered_s = self.now_s
         self.data_until_s: float | None = None  # while what a former owner knows is given back
         self.behind = WriteBehind(self)
         self.dropping = self.dropped = False
@@ -84,7 +90,7 @@ class Daemon:
         if not self.world.begin_session(self.key):
             self._owner_forgot()
             self._tell_opens()
-        self.answered_s = self.world.now_s
+        self.answered_s = self.now_s
         for recall in self.world.owner.recalls_at(self.key):
             self.down.append(("recall", recall))
         for number, asked in self.asked.items():
@@ -107,7 +113,7 @@ class Daemon:
 
     def ping(self) -> None:
         if self.is_connected:
-            self.up.append(("ping", self.world.now_s))
+            self.up.append(("ping", self.now_s))
 
     def hear(self, frame: tuple[Any, ...]) -> None:
         match frame:
@@ -131,7 +137,7 @@ class Daemon:
         self._renew()
 
     def _renew(self) -> None:
-        is_over = self.world.now_s >= self.answered_s + SPAN_S
+        is_over = self.now_s >= self.answered_s + SPAN_S
         if not (self.holder.valid or self.dropping or self.dropped or is_over):
             self.holder.renew()
             self.round += 1
@@ -139,7 +145,7 @@ class Daemon:
     def ask(self, call: Call) -> Steps:
         self.numbers += 1
         number = self.numbers
-        asked = self.asked[number] = Asked(call, self.world.now_s)
+        asked = self.asked[number] = Asked(call, self.now_s)
         if self.dropping and self.world.rules.fails_at_lapse and call.kind != "behind":
             asked.reply = Reply("failed")
         elif self.is_connected:
@@ -151,7 +157,7 @@ class Daemon:
     # ------------------------------------------------------------ the term
 
     def tick(self) -> None:
-        now_s, over_s = self.world.now_s, self.answered_s + SPAN_S
+        now_s, over_s = self.now_s, self.answered_s + SPAN_S
         if self.holder.valid and now_s >= over_s:
             self.lapse()
         if self.world.rules.lapse_drops_data and now_s >= (over_s if self.data_until_s is None else self.data_until_s):
@@ -182,7 +188,7 @@ class Daemon:
     def _return_everything(self) -> None:
         if self.dropped and self.is_connected:
             self._tell_opens()
-            self.up.append(("return everything", self.epoch, self.world.now_s))
+            self.up.append(("return everything", self.epoch, self.now_s))
 
     def _tell_opens(self) -> None:
         """What is open here, or is going to be: the owner may have forgotten it, or we what we asked it for."""

@@ -18,6 +18,7 @@ WRITING = ("open", "open", "append", "fsync", "close", "ask", "change", "chmod",
 USING = ("write", "append", "fsync", "close", "ask")
 OPEN = Call("open", FILES[0])
 STEPS = 150
+CLOCK_RATES = (1.0, 0.75, 1.3)
 
 
 def a_call(kind: str, pick: Callable[[tuple[bytes, ...]], bytes]) -> Call:
@@ -49,13 +50,22 @@ class Run:
     """*is_calm*: nothing is cut or crashes, and no time passes that is not waited for.  *writes*: to open files.
 
     *kinds*: only these calls, and for longer: what takes several in a row in one directory.
+    *clock_rates*: seconds of a node's clock in one of the owner's, one of these for each node.
     """
 
     def __init__(
-        self, seed: int, rules: Rules, is_calm: bool = False, writes: bool = False, kinds: tuple[str, ...] = ()
+        self,
+        seed: int,
+        rules: Rules,
+        is_calm: bool = False,
+        writes: bool = False,
+        kinds: tuple[str, ...] = (),
+        clock_rates: tuple[float, ...] = CLOCK_RATES,
     ) -> None:
         self._random = random.Random(seed)
         self.world = World(Node, self._random.choice((2, 2, 3)), rules)
+        for node in self.world.nodes:
+            node.clock_rate = self._random.choice(clock_rates)
         self._few = {self._random.choice(some) for some in (FILES, DIRECTORIES, NAMES)}
         self._kinds = [*self._random.sample(KINDS, 3), "look", self._random.choice(("stat", "read"))]
         if writes:
@@ -119,12 +129,16 @@ class Run:
 
 
 def first_broken(
-    rules: Rules, seeds: Iterable[int], kinds: tuple[str, ...] = (), writes: bool = False
+    rules: Rules,
+    seeds: Iterable[int],
+    kinds: tuple[str, ...] = (),
+    writes: bool = False,
+    clock_rates: tuple[float, ...] = CLOCK_RATES,
 ) -> tuple[int, str] | None:
     """The first seed with which the promise is broken, and how.  *kinds*: calm runs of only these calls."""
     for seed in seeds:
         try:
-            Run(seed, rules, is_calm=bool(kinds), writes=writes, kinds=kinds).run()
+            Run(seed, rules, is_calm=bool(kinds), writes=writes, kinds=kinds, clock_rates=clock_rates).run()
         except (Broken, AssertionError, KeyError, ValueError) as error:
             return seed, f"{type(error).__name__}: {error}"
     return None

@@ -83,8 +83,11 @@ class Leases(Policy):
     def directory_mode(self, directory: Any, read: wire.DirectoryRead) -> wire.Mode:
         return read.mode if self.is_on else wire.Mode.NONE
 
-    def entry_valid_s(self, directory: Any, read: Any, entry: wire.Entry, inode: Any) -> tuple[int, int]:
-        return (FOREVER_S, FOREVER_S - 1) if self.is_on and entry.mode >= SHARED else (0, 0)
+    def names_valid_s(self, directory: Any, read: Any) -> int:
+        return FOREVER_S if self.is_on and any(entry.mode >= SHARED for entry in read.entries) else 0
+
+    def attributes_valid_s(self, inode: Any, read: Any, entry: wire.Entry) -> int:
+        return FOREVER_S - 1 if self.is_on and entry.mode >= SHARED else 0
 
 
 class Mount:

@@ -39,6 +39,12 @@ class Program:
         assert self.process.stdout is not None
         return bool(select.select([self.process.stdout], [], [], 0)[0])
 
+    def wait_blocked(self) -> None:
+        """Until it waits for a lease.  In a PID namespace /proc/locks lacks those whose taker has ended."""
+        while "break_lease" not in Path(f"/proc/{self.process.pid}/wchan").read_text():
+            assert not self.is_in
+            time.sleep(0.001)
+
     def wait_in(self) -> None:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"in\n"
@@ -167,10 +173,3 @@ class Daemon:
                 signal.pidfd_send_signal(self.keeper_fd, signal.SIGKILL)
             self.wait_keeper_ended()
             os.close(self.keeper_fd)
-
-
-def wait_breaking(path: Path) -> None:
-    """Until somebody waits for a lease on it (proc(5), /proc/locks)."""
-    inode = f":{path.stat().st_ino} "
-    while not any("BREAKING" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()):
-        time.sleep(0.001)

@@ -16,7 +16,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 PROGRAM = r"""
 import os, signal, socket, sys

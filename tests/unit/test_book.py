@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mignode.book import Book, Change, Entry, Settings
+from mignode.decay import understood
 from omfs.magic.places import Key, Place
 from tests.unit.placeworld import OWN, Rules, Step, World
 
@@ -85,6 +86,16 @@ def test_settings_are_not_the_mounts_business() -> None:
     script.children[A].append(D)
     assert book.entry_of(D).settings == Settings(lock=True)
     assert book.entry_of(C).settings == Settings()
+
+
+def test_a_class_of_decay_is_passed_on_unless_it_says_otherwise() -> None:
+    script, book = family()
+    book.set_settings(A, Settings(decay=understood("cpujob")))
+    script.children[A].append(D)
+    assert book.entry_of(D).settings == Settings(decay=understood("cpujob"))
+    book.set_settings(D, Settings(decay=understood("cpujob noinherit")))
+    script.children[D] = [(20, 9)]
+    assert book.entry_of((20, 9)).settings == Settings()
 
 
 def test_a_migration_is_counted_and_notes_where_it_was() -> None:

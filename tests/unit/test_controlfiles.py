@@ -36,7 +36,7 @@ NUMBERS = [
 ]
 DECAYS = ["clear", "cpujob", "iojob", "slow", "fast", "own", "inherit", "exec", "execonce"]
 TEXTS = [
-    (PROCESS, "cantmove"),
+    *((PROCESS, name) for name in ("cantmove", "decay", "decision", "journey")),
     *((HPC, f"admin/{name}") for name in ("dfsalinks", "config", "version")),
     *((HPC, f"remote/12/{name}") for name in ("from", "statm", "stats", "identity")),
     (HPC, "info"),
@@ -115,8 +115,9 @@ def _anonymous(path: str) -> str:
 
 def test_modes() -> None:
     modes = {file.name: file.mode for file in controlfiles.OF_PROCESS}
-    assert {name for name, mode in modes.items() if mode == 0o444} == {"where", "nmigs", "cantmove"}
-    assert {mode for name, mode in modes.items() if name not in ("where", "nmigs", "cantmove")} == {0o644}
+    told = {"where", "nmigs", "cantmove", "decision", "journey"}
+    assert {name for name, mode in modes.items() if mode == 0o444} == told
+    assert {mode for name, mode in modes.items() if name not in told} == {0o644}
     for name in ("bring", "expel"):
         file = file_at(HPC, f"admin/{name}")
         assert (file.mode, file.is_readable, file.is_writable, file.blocks) == (0o200, False, True, True)

@@ -7,36 +7,30 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
+from mignode import moves, processfiles
 from mignode.adminvalues import AdminStore, AdminValues
 from mignode.book import Settings as ProcessSettings
-from mignode.controls import Controls
-from mignode.hpcfiles import HpcFiles
 from mignode.nodefacts import measured_speed
-from mignode.processfiles import NOT_BUILT, ProcessFiles
-from mignode.registry import Registry
-from omfs.config import SOFTWARE, Settings
+from mignode.reasons import Kind, Reason
+from omfs.config import SOFTWARE
 from omfs.errors import ConfigError, ControlError
 from omfs.kernel import processes
 from omfs.kernel.forkevents import ForkEvents
 from omfs.magic import controlfiles
 from omfs.net import control
-from omfs.standing import Standing
+from tests.unit.controlroom import NOBODY, OWN, SELF, Answer, Room, refused, room
+from tests.unit.holders import holding
 from tests.unit.puppets import Puppets, puppets
 
-OWN, OTHER, UNKNOWN = 2, 3, 9
-NOBODY = 65534
-SELF = os.getpid()
-
-Answer = dict[str, Any]
+OTHER, UNKNOWN = 3, 9
+DECAYS = tuple(file.name for file in controlfiles.OF_DECAY)
 
 
 @pytest.fixture
@@ -61,55 +55,6 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-@dataclass(frozen=True)
-class Room:
-    """The control files of node 2 of three."""
-
-    controls: Controls
-    registry: Registry
-    store: AdminStore
-
-    async def read(self, file: str, pid: int = SELF) -> Answer:
-        scope = "hpc" if "/" in file or file in ("info", "remote") else "process"
-        return await self._ask("read_control", scope=scope, file=file, pid=pid)
-
-    async def write(self, file: str, text: str, pid: int = SELF, uid: int = 0) -> Answer:
-        scope = "hpc" if "/" in file or file in ("info", "remote") else "process"
-        return await self._ask("write_control", scope=scope, file=file, pid=pid, text=text, uid=uid)
-
-    async def _ask(self, command: str, **arguments: object) -> Answer:
-        answer = await self.controls.handlers[command](arguments)
-        assert isinstance(answer, dict)
-        return answer
-
-    def everything(self) -> tuple[object, ...]:
-        return self.store.values, list(self.registry._book)
-
-
-def standing_in(place: Path) -> Standing:
-    (place / "map").write_text("1 192.0.2.1 1\n2 127.0.0.1 1\n3 192.0.2.3 1\n")
-    return Standing(
-        Settings(
-            map=str(place / "map"), address="127.0.0.1", sec="none", run_dir=str(place), state_dir=str(place / "state")
-        )
-    )
-
-
-@contextlib.asynccontextmanager
-async def room(place: Path) -> AsyncIterator[Room]:
-    standing, store, registry = standing_in(place), AdminStore(place / "state"), Registry(OWN, place)
-    controls = Controls(
-        ProcessFiles(registry, lambda: standing.node_map.nodes.keys()), HpcFiles(standing, store, place)
-    )
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(registry.run)
-            yield Room(controls, registry, store)
-            nursery.cancel_scope.cancel()
-    finally:
-        registry.close()
-
-
 @contextlib.asynccontextmanager
 async def listening(path: Path, **answers: Callable[[Answer], Answer]) -> AsyncIterator[None]:
     """A daemon that knows these commands."""
@@ -126,10 +71,6 @@ async def listening(path: Path, **answers: Callable[[Answer], Answer]) -> AsyncI
         nursery.cancel_scope.cancel()
 
 
-def refused(number: int) -> Callable[[Answer], bool]:
-    return lambda answer: answer.get("errno") == number and bool(answer["reason"])
-
-
 # ---------------------------------------------------------------- the specification
 
 DEFAULTS = {
@@ -137,8 +78,10 @@ DEFAULTS = {
     "admin/sspeed": "15000", "admin/decayinterval": "2", "admin/slowdecay": "975", "admin/fastdecay": "926",
     "admin/decay-interval": "2", "admin/slow-decay": "975", "admin/fast-decay": "926",
     "admin/overheads": " ".join(["0"] * 14), "admin/mfscosts": " ".join(["0"] * 6), "admin/gateways": "0",
-    "goto": "0", "migrate": "0", "where": "0", "lock": "0", "nmigs": "0", "cantmove": NOT_BUILT, "selected": "0",
-    "migfilter": "0", "migpolicy": "0", "mignodes": "00000000", "decay/own": "0",
+    "goto": "0", "migrate": "0", "where": "0", "lock": "0", "nmigs": "0", "selected": "0",
+    "cantmove": Kind.NO_GUEST.value,
+    "migfilter": "0", "migpolicy": "0", "mignodes": "00000000", "decay": "default",
+    **{f"decay/{name}": str(int(name == "inherit")) for name in DECAYS},
     "nodes/1/status": "1", "nodes/1/cpus": "-101", "nodes/2/status": "3",
 }  # fmt: skip
 
@@ -147,7 +90,7 @@ async def test_what_is_read_before_anybody_wrote(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         found = {file: (await here.read(file))["text"] for file in DEFAULTS}
         assert found == {file: text + "\n" for file, text in DEFAULTS.items()}
-        assert (await here.read("admin/dfsalinks"))["text"] == ""
+        assert (await here.read("admin/dfsalinks"))["text"] == (await here.read("journey"))["text"] == ""
         assert (await here.read("admin/version"))["text"] == f"{SOFTWARE}\nDFSA is enabled\n"
         assert (await here.read("admin/config"))["text"] == "1 192.0.2.1 1\n2 127.0.0.1 1\n3 192.0.2.3 1\n"
         assert (await here.read("admin/speed"))["text"] == f"{measured_speed()}\n"
@@ -159,7 +102,7 @@ async def test_what_is_read_before_anybody_wrote(tmp_path: Path) -> None:
 
 async def test_every_file_answers(tmp_path: Path) -> None:
     """Whatever the tree shows can be asked for, with a value or an errno of the list."""
-    allowed = {errno.ENOSYS, errno.ENOTCONN, errno.EHOSTDOWN}
+    allowed = {errno.ENOSYS, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODATA}
     paths = [file.name for file in controlfiles.OF_PROCESS]
     paths += [f"admin/{file.name}" for file in controlfiles.OF_ADMIN]
     paths += [f"decay/{file.name}" for file in controlfiles.OF_DECAY]
@@ -189,7 +132,7 @@ WRITABLE = [
 
 
 @given(st.data())
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_was_written_is_read_also_after_a_restart(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -216,7 +159,7 @@ MALFORMED = st.one_of(
 
 
 @given(st.lists(st.tuples(st.sampled_from([file for file, _ in WRITABLE]), MALFORMED), min_size=5, max_size=40))
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_malformed_writes_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[str, str]]
 ) -> None:
@@ -301,8 +244,8 @@ async def test_what_the_mount_says_of_other_nodes(tmp_path: Path) -> None:
 
     async with room(tmp_path) as here, listening(tmp_path / "mount.sock", describe=describe):
         assert [(await here.read(f"nodes/{node}/status"))["text"] for node in (1, 2, 3)] == ["1\n", "3\n", "3\n"]
-        assert refused(errno.ENOSYS)(await here.read("nodes/3/load"))
-        assert refused(errno.ENOSYS)(await here.read("nodes/3/CPUs"))
+        assert refused(errno.ENODATA)(await here.read("nodes/3/load"))
+        assert refused(errno.ENODATA)(await here.read("nodes/3/CPUs"))
         assert refused(errno.EHOSTDOWN)(await here.read("nodes/1/load"))
         assert (await here.read("nodes/1/CPUs"))["text"] == "-101\n"
         assert (await here.read("info"))["text"].splitlines()[1:] == ["node=1 status=1", "node=3 status=3"]
@@ -343,13 +286,6 @@ def test_a_broken_file_is_not_taken_for_the_defaults(tmp_path: Path, text: str) 
         AdminStore(tmp_path)
 
 
-async def test_decay_is_honest(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
-        for name in ("clear", "cpujob", "iojob", "slow", "fast", "own", "inherit", "exec", "execonce"):
-            assert refused(errno.ENOSYS)(await here.write(f"decay/{name}", "1", uid=NOBODY))
-            assert refused(errno.EINVAL)(await here.write(f"decay/{name}", "0"))
-
-
 # ---------------------------------------------------------------- processes
 
 
@@ -360,8 +296,52 @@ async def test_the_owner_and_root_write(tmp_path: Path) -> None:
         assert here.everything()[1] == []
         assert await here.write("lock", "1", uid=os.geteuid()) == {}
         assert (await here.read("lock"))["text"] == "1\n"
-        for name in ("where", "nmigs", "cantmove"):
+        for name in ("where", "nmigs", "cantmove", "journey"):
             assert refused(errno.EACCES)(await here.write(name, "1"))
+
+
+async def test_why_it_stays_in_detail_is_its_owners(tmp_path: Path) -> None:
+    """What files somebody uses is not for others to read."""
+    with holding("os.setresuid(65534, 65534, 65534); kept = open('/dev/null'); os.chdir('/sys')\nready()") as holder:
+        pid = holder.identity.pid
+        async with room(tmp_path) as here:
+            for uid in (0, NOBODY):
+                assert "works in /sys that" in (await here.read("cantmove", pid, uid))["text"]
+            for uid in (1, -1):
+                text = (await here.read("cantmove", pid, uid))["text"]
+                assert "uses a file that only this machine has" in text
+                assert "/sys" not in text
+                assert "descriptor" not in text
+
+
+async def test_a_look_that_has_to_wait_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may be in an execve that waits for a silent node; other processes are looked at all the same."""
+    held = threading.Event()
+
+    def wait(process: processes.Identity) -> list[Reason]:
+        if process.pid == SELF:
+            held.wait()
+        return []
+
+    monkeypatch.setattr(moves, "why", wait)
+
+    async def give_up(here: Room) -> None:
+        with monkeypatch.context() as hurry:
+            hurry.setattr(processfiles, "LOOK_WITHIN_S", 0.02)
+            assert (await here.read("cantmove"))["text"] == "could not be looked at\n"
+
+    try:
+        async with room(tmp_path) as here:
+            for _ in range(moves.LOOKS_MAX - 1):
+                await give_up(here)
+            assert (await here.read("cantmove", os.getppid()))["text"] == ""
+            for _ in range(3):  # no more threads than that are left waiting
+                await give_up(here)
+            they = here.controls._of_processes.moves
+            assert they is not None
+            assert they.looks.borrowed_tokens == moves.LOOKS_MAX
+    finally:
+        held.set()
 
 
 async def test_a_process_that_has_ended(tmp_path: Path, tree: Puppets) -> None:
@@ -415,13 +395,13 @@ async def test_each_has_its_own_and_children_inherit(tmp_path: Path, tree: Puppe
         assert here.registry.entry_of(key).settings == ProcessSettings(True, True, True, 0xF0)
 
 
-async def test_nothing_moves_yet(tmp_path: Path) -> None:
+async def test_who_is_no_guest_stays(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         for name in ("goto", "migrate"):
             assert await here.write(name, "0") == {}  # it is at home
             assert await here.write(name, str(OWN)) == {}
-            assert refused(errno.ENOSYS)(await here.write(name, str(OTHER)))
-            assert refused(errno.ENOSYS)(await here.write(name, "-1"))
+            assert refused(errno.EROFS)(await here.write(name, str(OTHER)))
+            assert refused(errno.EROFS)(await here.write(name, "-1"))
             assert refused(errno.EINVAL)(await here.write(name, str(UNKNOWN)))
             for text in ("-2", "65536", "home", ""):
                 assert refused(errno.EINVAL)(await here.write(name, text))

@@ -26,7 +26,7 @@ class Caller(threading.Thread):
         self.mount = mount
         self.error: int | None = None
         self.start()
-        assert mount.is_making.wait(10)
+        assert mount.is_making.wait(60)
 
     def run(self) -> None:
         try:
@@ -35,7 +35,7 @@ class Caller(threading.Thread):
             self.error = error.errno
 
     def outcome(self) -> int | None:
-        self.join(10)
+        self.join(60)
         assert not self.is_alive()
         return self.error
 

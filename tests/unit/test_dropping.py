@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,18 @@ import trio.testing
 from omfs import wire
 from omfs.cache.parts import is_in_part
 from omfs.errors import ControlError
-from omfs.export import guards
 from omfs.export.dropping import Dropper
 from omfs.export.localchanges import GuardNow
 from omfs.kernel.filelease import LeaseState
 from omfs.net.control import BrokenGuard
 from omfs.wiretypes import Mode
-from tests.unit.exportroom import ROOT, serving
-from tests.unit.leaseroom import Room, leasing_room
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_too_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "UNCACHED_NS", 0)
+from tests.unit.exportroom import ROOT
+from tests.unit.leaseroom import Room
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> Iterator[Room]:  # type: ignore[misc]
-    with serving(tmp_path / "state") as service, leasing_room(tmp_path / "state", service) as running:
-        yield running
-
-
-@pytest.fixture
-async def dropper(room: Room) -> Dropper:
-    return Dropper(room.leasing, room.guards)
+async def dropper(leased: Room) -> Dropper:
+    return Dropper(leased.leasing, leased.guards)
 
 
 @pytest.fixture
@@ -48,25 +35,25 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-async def cached(room: Room, path: Path) -> tuple[Any, bytes]:
+async def cached(leased: Room, path: Path) -> tuple[Any, bytes]:
     """Node 1 has the file cached, data too; its session and the handle."""
-    holder, session = room.holder(1)
+    holder, session = leased.holder(1)
     handle = (await holder.walk(path)).handle
     opened = await holder.get(wire.OpenFile(handle, os.O_RDONLY, ROOT), wire.FileOpened)
     assert opened.data
     return session, handle
 
 
-async def test_who_is_away_and_holds_nothing_is_not_asked(room: Room, file: Path) -> None:
+async def test_who_is_away_and_holds_nothing_is_not_asked(leased: Room, file: Path) -> None:
     """As a mount that has ended in order: it never comes back."""
-    session, _ = await cached(room, file)
+    session, _ = await cached(leased, file)
     session.small = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.leasing.drop_node, 1)
+        nursery.start_soon(leased.leasing.drop_node, 1)
         await trio.testing.wait_all_tasks_blocked()
         assert [type(recall) for recall in session.seen] == [wire.RecallAll], "it may come back"
         session.answer_recalls()
-    assert await room.leasing.drop_node(1) == 0
+    assert await leased.leasing.drop_node(1) == 0
     assert session.asked == []
 
 
@@ -74,19 +61,19 @@ def shown(*handles: bytes) -> list[str]:
     return [base64.b64encode(handle).decode() for handle in handles]
 
 
-async def test_guards_that_are_well(room: Room, dropper: Dropper, file: Path) -> None:
-    await cached(room, file)
+async def test_guards_that_are_well(leased: Room, dropper: Dropper, file: Path) -> None:
+    await cached(leased, file)
     assert (await dropper.guards({})).broken == ()
-    (key,) = room.changes.guards
-    room.changes.lost[key] = GuardNow(LeaseState.BREAKING, True)  # it is being recalled
+    (key,) = leased.changes.guards
+    leased.changes.lost[key] = GuardNow(LeaseState.BREAKING, True)  # it is being recalled
     assert (await dropper.guards({})).broken == ()
 
 
-async def test_a_broken_guard_that_is_about_to_be_told(room: Room, dropper: Dropper, file: Path) -> None:
-    await cached(room, file)
-    (key,) = room.changes.guards
-    room.changes.lost[key] = GuardNow(LeaseState.BREAKING, False)
-    room.changes.undrained.append(lambda: room.changes.lost.update({key: GuardNow(LeaseState.BREAKING, True)}))
+async def test_a_broken_guard_that_is_about_to_be_told(leased: Room, dropper: Dropper, file: Path) -> None:
+    await cached(leased, file)
+    (key,) = leased.changes.guards
+    leased.changes.lost[key] = GuardNow(LeaseState.BREAKING, False)
+    leased.changes.undrained.append(lambda: leased.changes.lost.update({key: GuardNow(LeaseState.BREAKING, True)}))
     assert (await dropper.guards({})).broken == ()
 
 
@@ -99,10 +86,10 @@ async def test_a_broken_guard_that_is_about_to_be_told(room: Room, dropper: Drop
         (GuardNow(None, False), "missing"),
     ],
 )
-async def test_a_guard_that_is_not(room: Room, dropper: Dropper, file: Path, now: GuardNow, state: str) -> None:
-    session, handle = await cached(room, file)
-    (key,) = room.changes.guards
-    room.changes.lost[key] = now
+async def test_a_guard_that_is_not(leased: Room, dropper: Dropper, file: Path, now: GuardNow, state: str) -> None:
+    session, handle = await cached(leased, file)
+    (key,) = leased.changes.guards
+    leased.changes.lost[key] = now
     assert (await dropper.guards({})).broken == (BrokenGuard((handle,), state, (1,)),)
     (told,) = [one for one in (await owned(dropper, session.key)) if one.handle == handle]
     assert not told.data
@@ -116,18 +103,18 @@ async def test_a_guard_that_is_not(room: Room, dropper: Dropper, file: Path, now
         nursery.start_soon(drop)
         while not session.asked:
             await trio.lowlevel.checkpoint()
-        assert room.changes.guards  # until the holder has forgotten it
+        assert leased.changes.guards  # until the holder has forgotten it
         session.answer_recalls()
     assert recalled == [{"recalled": 1}]
-    assert not room.changes.guards
+    assert not leased.changes.guards
     assert (await dropper.guards({})).broken == ()
 
 
-async def test_a_lost_guard_of_what_nobody_has(room: Room, dropper: Dropper, file: Path) -> None:
-    session, _ = await cached(room, file)
-    (key,) = room.changes.guards
-    room.changes.lost[key] = GuardNow(LeaseState.GONE, False)
-    room.leasing.returned(session.key, wire.ReturnLeases((), everything=True))
+async def test_a_lost_guard_of_what_nobody_has(leased: Room, dropper: Dropper, file: Path) -> None:
+    session, _ = await cached(leased, file)
+    (key,) = leased.changes.guards
+    leased.changes.lost[key] = GuardNow(LeaseState.GONE, False)
+    leased.leasing.returned(session.key, wire.ReturnLeases((), everything=True))
     assert (await dropper.guards({})).broken == ()
 
 
@@ -140,16 +127,16 @@ async def owned(dropper: Dropper, key: bytes, parts: int = 1) -> list[Any]:
     return told
 
 
-async def test_what_a_session_holds(room: Room, dropper: Dropper, file: Path) -> None:
-    session, handle = await cached(room, file)
+async def test_what_a_session_holds(leased: Room, dropper: Dropper, file: Path) -> None:
+    session, handle = await cached(leased, file)
     told = {one.handle: one for one in await owned(dropper, session.key)}
-    assert len(told) == room.leasing.owner.held_by(session.key) > 1
+    assert len(told) == leased.leasing.owner.held_by(session.key) > 1
     one = told[handle]
     assert (one.mode, one.data, one.recalled) == (Mode.SHARED, True, False)
     assert sum(lease.data for lease in told.values()) == 1
     assert {lease.handle for lease in await owned(dropper, session.key, parts=3)} == told.keys()
     assert await owned(dropper, b"nobody's") == []
-    room.leasing.changed_here(handle, None)
+    leased.leasing.changed_here(handle, None)
     assert [lease.handle for lease in await owned(dropper, session.key) if lease.recalled] == [handle]
 
 

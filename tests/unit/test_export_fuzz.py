@@ -57,6 +57,8 @@ def field_values(field: str, kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.one_of(ours, numbers), max_size=3).map(tuple)
     if field == "wait":
         return st.just(False)
+    if kind is wire.Moving:
+        return st.builds(wire.Moving, st.sampled_from(["guest/2", ""]), numbers)
     if kind is wire.Caller:
         return callers
     if kind is bytes:
@@ -118,7 +120,7 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_request_is_answered(playground: Playground, kind: type[wire.Message], data: st.DataObject) -> None:
     fields = {field.name: field_values(field.name, field.type) for field in msgspec.structs.fields(kind)}

@@ -14,7 +14,8 @@ import trio.testing
 
 from omfs import wire
 from omfs.export import bare
-from tests.unit.test_fewer_messages import ACL_VALUE, node, other, place, room
+from tests.unit.test_fewer_messages import ACL_VALUE
+from tests.unit.twonodes import node, other, place, room
 from tests.unit.wholemount import Node
 
 __all__ = ["node", "other", "place", "room"]  # fixtures

@@ -34,6 +34,7 @@ def test_an_open_looks_unless_it_may_create(fifo: Path, flags: str, looks: bool)
     process = sleeping_in(f"import os, sys; os.open(sys.argv[1], {flags})", str(fifo))
     try:
         assert callers.only_looks(process.pid) is looks
+        assert not callers.may_rename(process.pid)
     finally:
         process.kill()
         process.wait()
@@ -45,3 +46,4 @@ def test_other_calls_and_threads_that_are_gone_may_do_anything() -> None:
     process.communicate()
     assert not callers.only_looks(process.pid)
     assert not callers.only_looks(0)
+    assert callers.may_rename(process.pid)

@@ -84,6 +84,16 @@ def test_names_are_remembered_until_they_are_taken(holder: Holder) -> None:
     assert lease.take_names() == ()
 
 
+def test_names_of_a_listing_are_remembered_all_or_none(holder: Holder) -> None:
+    lease = holder.new_lease(F)
+    holder.seen(F, lease, 5)
+    assert not holder.may_name_all(lease, 5, Mode.SHARED, (b"x", b"y"))
+    assert lease.take_names() == ()
+    assert holder.may_name_all(lease, 6, Mode.SHARED, (b"x", b"y"))
+    assert holder.may_name(lease, 6, Mode.SHARED, b"z")
+    assert sorted(lease.take_names()) == [b"x", b"y", b"z"]
+
+
 # ------------------------------------------------------------ recalls
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from omfs.export import keeperprocess, leasekeeper
 from omfs.export.localchanges import Change, ChangeKind
-from tests.unit.localwatch import WRITE, Daemon, Program, Watch, program, wait_breaking
+from tests.unit.localwatch import WRITE, Daemon, Program, Watch, program
 
 NAMES, DATA = ChangeKind.NAMES, ChangeKind.DATA
 
@@ -44,7 +44,7 @@ def test_a_kill_loses_no_guard_and_no_event(room: Path, tmp_path: Path, daemon: 
     daemon.kill()
     early = Program(room / "file", WRITE)  # while nobody watches
     try:
-        wait_breaking(room / "file")
+        early.wait_blocked()
         subprocess.run(["mkdir", room / "made-meanwhile"], check=True)
         watch = Watch(room, tmp_path)
         try:
@@ -74,7 +74,7 @@ def test_a_kill_loses_no_guard_and_no_event(room: Path, tmp_path: Path, daemon: 
 
 def test_a_kill_while_a_writer_waits(room: Path, tmp_path: Path, daemon: Daemon) -> None:
     with program(room / "file", WRITE) as writer:
-        wait_breaking(room / "file")
+        writer.wait_blocked()
         daemon.kill()
         for _ in range(2):  # and again, before the grace has ended
             again = Daemon(room, tmp_path)
@@ -133,7 +133,7 @@ def test_without_a_daemon_the_keeper_ends(room: Path, tmp_path: Path) -> None:
     daemon = Daemon(room, tmp_path, "file", linger_s=0.2)
     try:
         with program(room / "file", WRITE) as writer:
-            wait_breaking(room / "file")
+            writer.wait_blocked()
             daemon.kill()
             daemon.wait_keeper_ended()
             writer.wait_in()

@@ -39,7 +39,7 @@ class Mount:
         self.passed: list[int] = []
         for opcode in (abi.LOOKUP, abi.GETATTR):
             self.hook.takers[opcode] = self._pass
-        self.replica = Replica(OWN, mignode, "/mfs")
+        self.replica = Replica(OWN, mignode, "/mfs", dfsa=True)
         install_magic_links(self.hook, self.replica, lambda: b"entry of proc")
 
     def _pass(self, hook: Hook, request: memoryview) -> Passed:
@@ -257,7 +257,7 @@ async def test_a_mount_that_begins_takes_what_mignode_knows_and_gives_it_back(mo
     mine = mignode.places[0] = place(here(), selected=4)
     await mount.replica.fetch()
     assert await mount.look_up(Magic.SELECTED) == 4
-    assert await mount.replica.handlers["places"]({}) == {"places": (mine,)}
+    assert await mount.replica.handlers["places"]({}) == {"places": (mine,), "dfsa": True}
 
 
 async def test_a_mount_that_begins_without_mignode(mount: Mount) -> None:

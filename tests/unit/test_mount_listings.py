@@ -227,15 +227,15 @@ def test_changes_of_our_own_end_a_listing_for_others() -> None:
         return wire.NamesChanged(())
 
     for expected in (1, 2):
-        finished(mount.operations.changing_names(change(), (number, b"name")))
+        finished(mount.operations.changing_names(change(), 0, (number, b"name")))
         assert len(mount.list_all()) == expected
         assert mount.warm()
     with pytest.raises(RemoteFailure):
-        finished(mount.operations.changing_names(change(RemoteFailure(errno.EEXIST)), (number, b"name")))
+        finished(mount.operations.changing_names(change(RemoteFailure(errno.EEXIST)), 0, (number, b"name")))
     assert mount.warm(), "nothing happened"
     mount.peer.make(b"perhaps")
     with pytest.raises(OutcomeUnknown):
-        finished(mount.operations.changing_names(change(OutcomeUnknown("restarted")), (number, b"name")))
+        finished(mount.operations.changing_names(change(OutcomeUnknown("restarted")), 0, (number, b"name")))
     assert b"perhaps" in mount.list_all()
 
 

@@ -19,8 +19,10 @@ TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 
 def test_lines_are_taken_apart() -> None:
     lines = parse_mountinfo(TABLE)
-    assert lines[0] == MountLine(22, 27, b"0:21", b"/", b"/proc", b"proc", b"rw,relatime")
-    assert lines[2] == MountLine(36, 27, b"98:0", b"/mnt1", b"/mnt 2\ttab\\", b"ext3", b"rw,noatime")
+    assert lines[0] == MountLine(22, 27, b"0:21", b"/", b"/proc", b"proc", b"rw,relatime", b"rw")
+    assert lines[2] == MountLine(
+        36, 27, b"98:0", b"/mnt1", b"/mnt 2\ttab\\", b"ext3", b"rw,noatime", b"rw,errors=continue"
+    )
     assert [line.fstype for line in lines] == [b"proc", b"ext4", b"ext3", b"fuse.omfs"]
 
 

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mignode import nodefacts
-from mignode.nodefacts import Ticks, Utilisation, load_of, parse_clock_rate, parse_load_average, parse_memory, speed_of
+from mignode.nodefacts import (
+    Allowed,
+    Memory,
+    Ticks,
+    Utilisation,
+    load_of,
+    parse_clock_rate,
+    parse_memory,
+    speed_of,
+    whole_processors,
+    within,
+)
+from omfs.kernel.controlgroups import Room
 
 STAT = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5 0\n"
 MEMINFO = (
@@ -17,7 +29,6 @@ MEMINFO = (
 
 
 def test_texts_as_the_kernel_writes_them() -> None:
-    assert parse_load_average("0.75 0.50 0.25 1/120 4711\n") == 0.75
     assert parse_memory(MEMINFO) == (1024_000, 307_200, 614_400)
     assert nodefacts.parse_ticks(STAT) == Ticks(36, 13)
     assert parse_clock_rate("processor\t: 0\ncpu MHz\t\t: 2249.998\ncpu MHz\t\t: 800.0\n") == 2250
@@ -26,7 +37,7 @@ def test_texts_as_the_kernel_writes_them() -> None:
 
 @given(st.text(max_size=60))
 def test_what_is_no_such_file_is_refused(text: str) -> None:
-    for parse in (parse_load_average, parse_memory, nodefacts.parse_ticks):
+    for parse in (parse_memory, nodefacts.parse_ticks):
         with pytest.raises(ValueError, match=r"/proc/\w+ is not as proc\(5\) says"):
             parse(text)
 
@@ -58,12 +69,26 @@ def test_it_may_go_backwards() -> None:
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = nodefacts.memory()
+    memory = Allowed().memory()
     assert 0 < memory.free <= memory.total
     assert 0 < memory.available <= memory.total
-    assert nodefacts.processors() >= 1
-    assert nodefacts.load_average() >= 0
+    count, part = Allowed().processors()
+    assert count >= 1
+    assert 0 < part <= 1
     assert 1 <= nodefacts.measured_speed() <= 65535
     assert 0 <= Utilisation().percent() <= 100
     monkeypatch.setattr(nodefacts, "CLOCK_RATE", Path("/proc/sys/kernel/pid_max"))  # a number, as kHz
     assert nodefacts.measured_speed() == speed_of(int(nodefacts.CLOCK_RATE.read_text()) // 1000)
+
+
+def test_half_a_processor_is_one_of_half_the_speed() -> None:
+    assert whole_processors(0.5) == (1, 0.5)
+    assert whole_processors(1.5) == (2, 0.75)
+    assert whole_processors(2) == (2, 1.0)
+
+
+def test_what_a_group_may_not_use_is_not_there() -> None:
+    machine = Memory(1000, 300, 600)
+    assert within(machine, None) == machine
+    assert within(machine, Room(400, 100)) == (400, 100, 100)
+    assert within(machine, Room(5000, 4000)) == machine

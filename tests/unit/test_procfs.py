@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, strategies as st
 
-from omfs.kernel.procfs import ProcessStat, ProcessStatus, auxiliary, is_narrow, parse_stat, parse_status
+from omfs.kernel.procfs import (
+    ProcessStat,
+    ProcessStatus,
+    auxiliary,
+    foreground_group,
+    is_narrow,
+    parse_stat,
+    parse_status,
+)
 
 numbers = st.integers(0, (1 << 63) - 1)
 ids = st.integers(0, (1 << 32) - 1)
@@ -120,3 +128,11 @@ def test_our_own() -> None:
     vector = auxiliary((own / "auxv").read_bytes())
     assert vector[AT_PAGESZ] == os.sysconf("SC_PAGESIZE")
     assert vector[AT_RANDOM]
+
+
+def test_the_group_in_the_foreground_or_its_own() -> None:
+    line = b"7 (a name) S 1 70 70 34816 %d 0 " + b"0 " * 43
+    assert foreground_group(line % 77) == 77
+    assert foreground_group(line % -1) == 70, "without a terminal"
+    with pytest.raises(ValueError, match="not a line"):
+        foreground_group(b"7 (a name) S 1")

@@ -229,7 +229,7 @@ async def test_nothing_is_granted_while_a_recall_is_under_way(mount: Mount) -> N
 async def test_one_that_is_stuck_does_not_stop_others(mount: Mount, nursery: trio.Nursery) -> None:
     free = threading.Event()
     mount.grant(mount.directory)
-    mount.kernel.before = lambda what: None if what[0] != "expire" else cast(None, free.wait(20))
+    mount.kernel.before = lambda what: None if what[0] != "expire" else cast(None, free.wait(60))
     done = trio.Event()
 
     async def stuck() -> None:
@@ -249,7 +249,7 @@ async def test_one_that_is_stuck_does_not_stop_others(mount: Mount, nursery: tri
 async def test_ending_does_not_wait_for_what_is_stuck() -> None:
     mount, free = Mount(), threading.Event()
     mount.grant(mount.directory)
-    mount.kernel.before = lambda _: cast(None, free.wait(20))
+    mount.kernel.before = lambda _: cast(None, free.wait(60))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mount.recaller.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -263,7 +263,7 @@ async def test_ending_does_not_wait_for_what_is_stuck() -> None:
 async def test_a_recall_waits_for_pages_that_are_being_dropped(mount: Mount, nursery: trio.Nursery) -> None:
     free = threading.Event()
     mount.grant(mount.file)
-    mount.kernel.before = lambda what: None if what[0] != "inode" else cast(None, free.wait(20))
+    mount.kernel.before = lambda what: None if what[0] != "inode" else cast(None, free.wait(60))
     mount.recaller.drop_pages_soon(mount.file, 4096, 100)
     done = trio.Event()
 
@@ -292,7 +292,7 @@ async def test_a_lapse_forgets_everything_attributes_first(mount: Mount, nursery
     mount.peer.lease_round = 0
     mount.recaller._lapse(mount.node, "silence")
     assert not mount.grant(mount.file, 5), "at once"
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await mount.peer.lapsed.wait()
     granted = {mount.directory.id, mount.file.id, *(inode.id for inode in many)}
     first = mount.kernel.heard[: len(granted)]
@@ -387,7 +387,7 @@ class Locked:
 
     def __init__(self, mount: Mount) -> None:
         self.free = threading.Event()
-        mount.kernel.before = lambda what: None if what[0] != "expire" else cast(None, self.free.wait(20))
+        mount.kernel.before = lambda what: None if what[0] != "expire" else cast(None, self.free.wait(60))
         mount.grant(mount.directory)
         mount.name(b"a")
         self.answered = trio.Event()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import trio
 
 from mignode import registry as registry_module
+from mignode.decay import spelled, understood
 from mignode.registry import Registry
 from omfs.errors import ControlError
 from omfs.kernel import processes
@@ -21,6 +21,7 @@ from omfs.magic.places import Place
 from omfs.net import control
 from tests.unit.fakemount import mounted
 from tests.unit.puppets import Puppets, puppets
+from tests.unit.registryroom import running_registry
 
 OWN = 1
 
@@ -41,18 +42,6 @@ def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ForkEvents, "open", refuse)
 
 
-@contextlib.asynccontextmanager
-async def running(run_dir: Path) -> AsyncIterator[Registry]:
-    registry = Registry(OWN, run_dir)
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(registry.run)
-            yield registry
-            nursery.cancel_scope.cancel()
-    finally:
-        registry.close()
-
-
 def who(pid: int) -> Identity:
     found = processes.identify(pid)
     assert found is not None
@@ -67,7 +56,7 @@ def chosen(registry: Registry, pid: int) -> int:
 
 
 async def test_the_mount_knows_before_the_write_returns(tree: Puppets, tmp_path: Path) -> None:
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         await registry.select(who(tree.first), 2)
         assert mount.selected(tree.first) == 2
         await registry.select(who(tree.first), 0)
@@ -82,7 +71,7 @@ async def test_who_was_forked_before_keeps_what_it_had(
         request.getfixturevalue("no_events")
     early = tree.fork(tree.first)
     earlier = tree.fork(early)
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         await registry.select(who(tree.first), 2)
         middle = tree.fork(tree.first)
         await registry.select(who(tree.first), 3)
@@ -96,7 +85,7 @@ async def test_who_was_forked_before_keeps_what_it_had(
 
 async def test_an_orphan_has_what_its_ancestor_had(tree: Puppets, tmp_path: Path) -> None:
     """The process in between may be gone before anybody looks.  Exact only where the kernel tells of forks."""
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         await registry.select(who(tree.first), 2)
         orphans = [tree.orphan(tree.first) for _ in range(50)]
         orphans += [tree.orphan(orphan) for orphan in orphans[:10]]
@@ -113,7 +102,7 @@ async def test_an_orphan_has_what_its_ancestor_had(tree: Puppets, tmp_path: Path
 
 
 async def test_without_fork_events_an_orphan_is_ordinary(tree: Puppets, tmp_path: Path, no_events: None) -> None:
-    async with running(tmp_path) as registry:
+    async with running_registry(OWN, tmp_path) as registry:
         assert not registry.has_fork_events
         await registry.select(who(tree.first), 2)
         child = tree.fork(tree.first)
@@ -124,7 +113,7 @@ async def test_without_fork_events_an_orphan_is_ordinary(tree: Puppets, tmp_path
 async def test_forks_that_the_kernel_could_not_tell_are_looked_up(
     tree: Puppets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         if not registry.has_fork_events:
             return
         await registry.select(who(tree.first), 2)
@@ -146,7 +135,7 @@ async def test_forks_that_the_kernel_could_not_tell_are_looked_up(
 
 
 async def test_resolving_takes_the_forks_that_have_happened(tree: Puppets, tmp_path: Path) -> None:
-    async with running(tmp_path) as registry:
+    async with running_registry(OWN, tmp_path) as registry:
         await registry.select(who(tree.first), 2)
         if registry.has_fork_events:
             orphan = tree.orphan(tree.first)
@@ -160,7 +149,7 @@ async def test_resolving_takes_the_forks_that_have_happened(tree: Puppets, tmp_p
 
 
 async def test_an_ended_process_is_forgotten_everywhere(tree: Puppets, tmp_path: Path) -> None:
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         children = [tree.fork(tree.first) for _ in range(20)]
         for number, child in enumerate(children, start=2):
             await registry.select(who(child), number)
@@ -176,14 +165,14 @@ async def test_a_process_that_is_gone_gets_no_entry(tree: Puppets, tmp_path: Pat
     child = tree.fork(tree.first)
     key = who(child)
     tree.end(child)
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         await registry.select(key, 2)
         assert (registry.describe()["processes"], len(mount.places)) == (0, 0)
 
 
 async def test_descriptors_go_with_the_processes(tree: Puppets, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    async with mounted(tmp_path), running(tmp_path) as registry:
+    async with mounted(tmp_path), running_registry(OWN, tmp_path) as registry:
         for _ in range(30):
             await registry.select(who(tree.fork(tree.first)), 2)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -192,12 +181,11 @@ async def test_descriptors_go_with_the_processes(tree: Puppets, tmp_path: Path) 
 # ---------------------------------------------------------------- many
 
 
-@pytest.mark.timeout(120)
 async def test_a_thousand_processes_each_with_its_own(tree: Puppets, tmp_path: Path) -> None:
     """All of them write at once, some twice, while others fork."""
     pids = [tree.fork(tree.first) for _ in range(1000)]
     keys = {pid: who(pid) for pid in pids}
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         wrong = []
 
         async def write(pid: int, node: int) -> None:
@@ -216,10 +204,9 @@ async def test_a_thousand_processes_each_with_its_own(tree: Puppets, tmp_path: P
             assert mount.selected(child) == chosen(registry, child)
 
 
-@pytest.mark.timeout(60)
 async def test_a_storm_of_forks_and_writes(tree: Puppets, tmp_path: Path) -> None:
     """Whoever is forked after a write has it; the mount and the registry agree on everybody."""
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         expected: dict[int, int] = {}
         for node in range(2, 22):
             await registry.select(who(tree.first), node)
@@ -246,7 +233,7 @@ async def test_a_restarted_registry_takes_its_entries_back(
         request.getfixturevalue("no_events")
     child, dead, third = [tree.fork(tree.first) for _ in range(3)]
     async with mounted(tmp_path) as mount:
-        async with running(tmp_path) as registry:
+        async with running_registry(OWN, tmp_path) as registry:
             await registry.select(who(tree.first), 2)
             await registry.select(who(child), 3)
             await registry.select(who(dead), 4)
@@ -257,7 +244,7 @@ async def test_a_restarted_registry_takes_its_entries_back(
         tree.end(dead)
         meanwhile, of_third = tree.fork(child), tree.fork(third)
         assert (mount.selected(child), gone in mount.places) == (3, True)  # nobody lost anything
-        async with running(tmp_path) as again:
+        async with running_registry(OWN, tmp_path) as again:
             await mount.wait_until(lambda: mount.pushes[-1].all)
             assert [chosen(again, pid) for pid in (tree.first, child, meanwhile)] == [2, 3, 3]
             assert gone not in mount.places
@@ -271,7 +258,7 @@ async def test_a_restarted_registry_takes_its_entries_back(
 
 
 async def test_a_mount_that_is_away_is_no_error_and_hears_all_later(tree: Puppets, tmp_path: Path) -> None:
-    async with running(tmp_path) as registry:
+    async with running_registry(OWN, tmp_path) as registry:
         await registry.select(who(tree.first), 2)
         child = tree.fork(tree.first)
         await registry.select(who(child), 3)
@@ -300,7 +287,7 @@ async def test_a_silent_mount_is_asked_again(tree: Puppets, tmp_path: Path, monk
 
     async with mounted(tmp_path, [place]) as mount:
         monkeypatch.setattr(control, "ask", ask_later)
-        async with running(tmp_path) as registry:
+        async with running_registry(OWN, tmp_path) as registry:
             assert chosen(registry, tree.first) == 6
             await mount.wait_until(lambda: bool(mount.pushes))
             assert mount.selected(tree.first) == 6
@@ -309,36 +296,38 @@ async def test_a_silent_mount_is_asked_again(tree: Puppets, tmp_path: Path, monk
 async def test_settings_are_inherited_and_survive_a_restart(tree: Puppets, tmp_path: Path) -> None:
     wide = 1 << 300 | 5
     async with mounted(tmp_path) as mount:
-        async with running(tmp_path) as registry:
+        async with running_registry(OWN, tmp_path) as registry:
             await registry.set_settings(who(tree.first), lock=True, mignodes=wide)
             child = tree.fork(tree.first)
             assert registry.entry_of(who(child)).settings.lock
             await registry.set_settings(who(tree.first), lock=False)
-            await registry.set_settings(who(child), migfilter=True)
+            await registry.set_settings(who(child), migfilter=True, decay=understood("cpujob own:900:7 exec"))
             late = tree.fork(child)
             if registry.has_fork_events:  # then it has an entry, and still nothing in the file
                 await mount.wait_until(lambda: who(late) in mount.places)
-        async with running(tmp_path) as again:
+        async with running_registry(OWN, tmp_path) as again:
             settings = {pid: again.entry_of(who(pid)).settings for pid in (tree.first, child, late)}
     assert [settings[pid].lock for pid in (tree.first, child, late)] == [False, True, True]
     assert [settings[pid].migfilter for pid in (tree.first, child, late)] == [False, True, True]
     assert {one.mignodes for one in settings.values()} == {wide}
+    decays = [spelled(settings[pid].decay) for pid in (tree.first, child, late)]
+    assert decays == ["default", "cpujob own:900:7 exec", "cpujob own:900:7 exec"]
 
 
 async def test_kept_settings_of_another_boot_are_nobodys(tree: Puppets, tmp_path: Path) -> None:
     async with mounted(tmp_path):
-        async with running(tmp_path) as registry:
+        async with running_registry(OWN, tmp_path) as registry:
             await registry.set_settings(who(tree.first), lock=True)
         kept = tmp_path / "mignode.settings"
         kept.write_text(kept.read_text().replace('"boot_id":"', '"boot_id":"x'))
-        async with running(tmp_path) as again:
+        async with running_registry(OWN, tmp_path) as again:
             assert not again.entry_of(who(tree.first)).settings.lock
 
 
 async def test_a_waiting_writer_sees_neither_half(tree: Puppets, tmp_path: Path) -> None:
     """Descendants that keep their value and the writer's new one arrive in one message."""
     children = [tree.fork(tree.first) for _ in range(5)]
-    async with mounted(tmp_path) as mount, running(tmp_path) as registry:
+    async with mounted(tmp_path) as mount, running_registry(OWN, tmp_path) as registry:
         await mount.wait_until(lambda: bool(mount.pushes))
         mount.gate = trio.Event()
         async with trio.open_nursery() as nursery:

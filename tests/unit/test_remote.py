@@ -172,6 +172,23 @@ async def test_nothing_is_owed_to_an_owner_that_restarted(
     assert not peer.of(wire.CloseFile)
 
 
+async def test_files_that_are_written_one_after_the_other_are_closed_some_together(
+    peer: FakePeer, node: RemoteNode, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Later than one alone, with which somebody may wait for the end of its lease."""
+    nursery.start_soon(node.tend)
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(30):
+        await (await opened(node, os.O_WRONLY)).close()
+        await trio.sleep(0.0012)
+    await trio.sleep(0.01)
+    assert not peer.opens
+    assert len(peer.of(wire.CloseFiles)) < 10
+    await (await opened(node, os.O_WRONLY)).close()
+    await trio.sleep(0.002)
+    assert not peer.opens
+
+
 async def test_files_are_closed_together(
     peer: FakePeer, node: RemoteNode, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

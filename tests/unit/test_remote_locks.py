@@ -332,6 +332,21 @@ async def test_a_refused_lock_is_not_held(peer: FakePeer, node: RemoteNode) -> N
     assert not file.holds_locks
 
 
+async def test_what_may_be_locked(peer: FakePeer, node: RemoteNode) -> None:
+    file = await opened(node)
+    await file.lock_range(11, ALL, False)
+    assert (file.owned_ranges(), file.unsure, file.flock) == ([(11, ALL)], [], 0)
+    peer.refuse[wire.LockRange] = NodeDown("away")
+    with pytest.raises(NodeDown):
+        await file.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), False)
+    assert (file.owned_ranges(), file.unsure, file.flock) == ([], [ALL.pid], 0)
+    peer.refuse.clear()
+    peer.refuse[wire.LockFile] = NodeDown("away")
+    with pytest.raises(NodeDown):
+        await file.lock_file(fcntl.LOCK_EX, False)
+    assert file.flock is None
+
+
 async def test_the_last_close_ends_locks_of_the_open_file_description(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
     await file.lock_range(99, ALL, True)

@@ -33,7 +33,7 @@ class Mount(TakenMount):
     async def wait_dropped(self) -> None:
         """Threads run in real time, whatever the clock says."""
         await trio.testing.wait_all_tasks_blocked()
-        for dropping in tuple(self.inode.dropping):
+        for dropping in self.inode.dropping:
             await dropping.wait()
         await trio.testing.wait_all_tasks_blocked()
 
@@ -117,6 +117,28 @@ async def test_without_the_lease_a_write_waits_for_the_owner(mount: Mount, autoj
     assert not mount.answered(request)
     await trio.testing.wait_all_tasks_blocked()
     assert mount.owner.writes == [(0, 5, False)]
+
+
+async def test_while_a_write_is_under_way_the_kernel_has_no_attributes(mount: Mount, autojump_clock: MockClock) -> None:
+    """Others may see what was written before its answer is here."""
+
+    async def kept_s() -> int:
+        asked = mount.get_attributes()
+        await trio.testing.wait_all_tasks_blocked()
+        return int(struct.unpack_from("<Q", mount.hook.answers[asked][1])[0])
+
+    mount.owner.grants = SHARED
+    fh = await mount.open()
+    assert await kept_s() > 0
+    voided, mount.owner.gate = mount.kernel.voided, trio.Event()
+    writes = [mount.write(fh, 0, b"hello") for _ in range(2)]
+    await trio.testing.wait_all_tasks_blocked()
+    assert mount.kernel.voided == voided + 1, "as soon as it was sent"
+    assert await kept_s() == 0
+    mount.owner.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert all(map(mount.answered, writes))
+    assert await kept_s() > 0
 
 
 async def test_a_new_file_is_held_from_its_making(mount: Mount, autojump_clock: MockClock) -> None:
@@ -304,6 +326,7 @@ async def test_what_was_just_made_is_not_asked_for(
 ) -> None:
     """The kernel checks access to it within the same open(2)."""
     monkeypatch.setattr(justtold, "WITHIN_S", math.inf)
+    mount.owner.grants = NONE
     await mount.asked(abi.CREATE, struct.pack("<IIII", os.O_WRONLY, 0o644, 0o022, 0) + b"new\0")
     mount.file = b"new"
     for asked in (0, 1):

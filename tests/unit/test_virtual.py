@@ -329,6 +329,8 @@ def test_an_empty_value_is_an_empty_file(mount: ControlMount) -> None:
 def test_values_of_the_cluster_name_who_asks(mount: ControlMount) -> None:
     (mount.proc / "hpc/nodes/2/load").read_text()
     assert mount.source.reads == [virtual.Target("hpc", "nodes/2/load", *(identify(ME) or ()))]
+    mount.run("cat proc/hpc/nodes/2/load", user=65534)
+    assert mount.source.readers == [0, 65534]
 
 
 def test_a_long_value_comes_whole(mount: ControlMount) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -106,11 +107,18 @@ class Kernel:
     def __init__(self, hook: Hook, operations: Operations) -> None:
         self.attributes: dict[int, bytes] = {}  # struct fuse_attr, while valid
         self.names: dict[tuple[int, bytes], int] = {}  # node ids, 0: absent
+        self.locks: dict[int, threading.Event] = {}  # directories that are locked, by who holds them, until it is set
+        self.lag: trio.Event | None = None  # who made a file takes the answer then
+        self._threads: dict[trio.lowlevel.Task, int] = {}
         self._hook = hook
         self._operations = operations
         self._answers: dict[int, bytes] = {}
         self._unique = 0
         hook.answer = self._answered  # type: ignore[method-assign]
+
+    def stand_for(self, thread: int) -> None:
+        """What this task asks from now on is asked by that thread."""
+        self._threads[trio.lowlevel.current_task()] = thread
 
     def _answered(self, message: bytes) -> None:
         self._answers[_OUT.unpack_from(message)[2]] = message
@@ -125,6 +133,8 @@ class Kernel:
         return True
 
     def inval_entry(self, parent: int, name: bytes, expire: bool = False) -> bool:
+        if parent in self.locks:
+            self.locks[parent].wait()
         self.names.pop((parent, name), None)
         return True
 
@@ -135,7 +145,10 @@ class Kernel:
         hook = self._hook
         self._unique += 1
         unique = hook.unique = self._unique
-        hook.opcode, hook.node_id, hook.pid, hook.uid, hook.gid = opcode, number, 0, 0, 0
+        hook.opcode, hook.node_id, hook.uid, hook.gid = opcode, number, 0, 0
+        hook.pid = self._threads.get(trio.lowlevel.current_task(), 0)
+        if hook.pid in hook.on_next:
+            hook.on_next.pop(hook.pid)()
         request = memoryview(bytes(abi.IN_HEADER_BYTES) + body)
         hook.request = request
         taken = hook.takers[opcode](hook, request)
@@ -210,6 +223,8 @@ class Kernel:
         await self.is_there(directory, name)
         body = struct.pack("<IIII", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, 0o022, 0) + name + b"\0"
         answer = await self.ask(CREATE, directory, body)
+        if self.lag is not None:
+            await self.lag.wait()
         self.attributes.pop(directory, None)
         number = self._learn(directory, name, answer)
         (fh,) = struct.unpack_from("<Q", answer, 128)
@@ -295,6 +310,7 @@ class Node:
         install_listing_takers(self.hook, self.operations)
         self.operations.listings.on_uncached = self._nothing_to_drop
         nursery.start_soon(self.operations.recaller.run)
+        nursery.start_soon(self.operations.ahead.run)
 
     async def _nothing_to_drop(self, number: int) -> None:
         """The listing is not cached by this kernel."""

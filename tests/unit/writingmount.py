@@ -138,6 +138,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.dropped: list[tuple[int, int]] = []
+        self.voided = 0  # how often attributes were
         self.grown: list[int] = []
         self.on_grow: Callable[[], Any] = lambda: None  # in the thread
         self.launder: Callable[[], Any] | None = None
@@ -154,6 +155,7 @@ class Kernel:
         return True
 
     def inval_attributes(self, number: int) -> bool:
+        self.voided += 1
         return True
 
     def inval_entry(self, parent: int, name: bytes, expire: bool = False) -> bool:
