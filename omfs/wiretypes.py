@@ -73,6 +73,11 @@ class Entry(Message, frozen=True):
     mode: Mode = Mode.NONE
     bare: Bare = Bare.UNKNOWN
 
+    @property
+    def is_name_only(self) -> bool:
+        """Who asked may read the directory, but not search it (export/listings.py): no object has blocks of 0 bytes."""
+        return self.attributes.block_size_bytes == 0
+
 
 class Standing(Message, frozen=True):
     """What must fit on all nodes of a cluster, for omfs-admin check; users and groups only where asked for."""

@@ -5,6 +5,10 @@ what each name is and may be granted; a LOOKUP of one of these then costs no mes
 more are asked for: a program that walks through a directory soon has all of it, one that opens a few files in a large
 one makes its owner tell a few times as many.
 
+Look-ups that find nothing count, too, at half the rate: whoever makes files in a directory, unpacks an archive or
+compiles, asks so for each name.  When all of the directory came ahead, all its names are known (allnames.py), and a
+name that is not there costs no message either.
+
 What came ahead is told at most once, and only while it is certain: under the leases, held without a break, of the
 directory and of the object; of names that no call of ours was changing since it was asked for; of objects that the
 kernel knew by no name since then, as nobody here can have changed those; and to who asks with the same credentials as
@@ -30,6 +34,7 @@ from omfs.mount.opening import open_directory
 from omfs.wiretypes import Mode
 
 if TYPE_CHECKING:
+    from omfs.mount.allnames import AllNames
     from omfs.mount.inodes import Inode, InodeTable
     from omfs.mount.remote import RemoteNode
 
@@ -37,7 +42,8 @@ log = logging.getLogger(__name__)
 
 NAMES_MAX: Final = 50_000  # of all directories; about 600 bytes each
 _ASKED_FIRST: Final = 4  # look-ups that had to be asked for before anything is fetched
-_PER_ASKED: Final = 4  # names that are fetched for each of those
+_PER_FOUND: Final = 4  # names that are fetched for each of those that found something
+_PER_ABSENT: Final = 2  # and for each that found nothing, which can gain only when all names are known
 _PER_USED: Final = 16  # and for each that was used
 _PIECE_MIN: Final = 64
 _PIECE_MAX: Final = 1024
@@ -60,7 +66,10 @@ class _Directory:
         self.objects: dict[bytes, _Object] = {}
         self.hold: tuple[int, int] | None = None  # under which they were told
         self.changed: set[bytes] = set()  # names that calls of ours change or changed, at least since it is fetching
-        self.asked = 0
+        self.sees_changes = not inode.changing  # none is under way that began before this was here to note it
+        self.names: set[bytes] | None = None  # all that it may have had since its first piece; None: not known
+        self.found = 0
+        self.absent = 0
         self.used = 0
         self.fetched = 0
         self.cursor = 0
@@ -71,16 +80,32 @@ class _Directory:
     @property
     def wanted(self) -> int:
         """How many names more are to be asked for."""
-        if self.at_end or self.asked < _ASKED_FIRST:
+        if self.at_end or self.found + self.absent < _ASKED_FIRST:
             return 0
-        return self.asked * _PER_ASKED + self.used * _PER_USED - self.fetched
+        return self.found * _PER_FOUND + self.absent * _PER_ABSENT + self.used * _PER_USED - self.fetched
+
+    def begin_piece(self) -> None:
+        """The next one is asked for now."""
+        if not self.inode.changing:
+            self.changed.clear()
+            self.sees_changes = True
+        if not self.cursor:
+            self.names = set(self.changed) if self.sees_changes else None
+
+    def note_names(self, read: wire.DirectoryRead) -> None:
+        """Those of a piece that was just taken, under `hold`."""
+        if not read.lists_all or any(entry.is_name_only for entry in read.entries):
+            self.names = None
+        if self.names is not None:
+            self.names.update(entry.name for entry in read.entries)
 
 
 class Ahead:
     """Of one mount."""
 
-    def __init__(self, inodes: InodeTable[RemoteNode], names_max: int = NAMES_MAX) -> None:
+    def __init__(self, inodes: InodeTable[RemoteNode], all_names: AllNames, names_max: int = NAMES_MAX) -> None:
         self._inodes = inodes
+        self._all_names = all_names
         self._names_max = names_max
         self._directories: OrderedDict[int, _Directory] = OrderedDict()  # by number, the least recently used first
         self._names = 0
@@ -94,13 +119,21 @@ class Ahead:
 
     def missed(self, inode: Inode[RemoteNode], caller: wire.Caller) -> None:
         """A look-up in this directory found something, and its owner had to be asked."""
-        directory = self._directories.get(inode.id)
-        if directory is None or directory.inode is not inode:
-            self._give_up(inode.id)
-            directory = self._directories[inode.id] = _Directory(inode, caller)
-        if directory.caller == caller:
-            directory.asked += 1
+        directory = self._walked(inode, caller)
+        if directory is not None:
+            directory.found += 1
             self._touch(directory)
+
+    def missed_absent(self, inode: Inode[RemoteNode], caller: wire.Caller) -> None:
+        """The same of one that found nothing."""
+        directory = self._walked(inode, caller)
+        if directory is None:
+            return
+        if directory.at_end and directory.hold != inode.hold_of_names:  # all of it came, and was changed elsewhere
+            self._give_up(inode.id)
+            directory = self._begin(inode, caller)
+        directory.absent += 1
+        self._touch(directory)
 
     def take(self, inode: Inode[RemoteNode], name: bytes, caller: wire.Caller) -> tuple[int, wire.Attributes] | None:
         """Node id and attributes of what has this name, which the kernel is now told for ever; None: ask."""
@@ -130,8 +163,22 @@ class Ahead:
         if inode.changing == 1 and not directory.is_fetching:
             directory.changed.clear()
         directory.changed.add(name)
+        if directory.names is not None:
+            directory.names.add(name)
         if name in directory.objects:
             self._release(self._removed(directory, name).inode)
+
+    def _walked(self, inode: Inode[RemoteNode], caller: wire.Caller) -> _Directory | None:
+        """This directory as this caller walks through it; None while another does."""
+        directory = self._directories.get(inode.id)
+        if directory is None or directory.inode is not inode:
+            self._give_up(inode.id)
+            return self._begin(inode, caller)
+        return directory if directory.caller == caller else None
+
+    def _begin(self, inode: Inode[RemoteNode], caller: wire.Caller) -> _Directory:
+        directory = self._directories[inode.id] = _Directory(inode, caller)
+        return directory
 
     def _is_certain(self, inode: Inode[RemoteNode], hold: tuple[int, int]) -> bool:
         """Whether what was told of it holds, and the kernel has no name for it."""
@@ -174,8 +221,7 @@ class Ahead:
             try:
                 count = min(max(directory.wanted, _PIECE_MIN), _PIECE_MAX)
                 size_bytes = min(count * (len(handle) + _ENTRY_BYTES), READDIR_REPLY_BYTES)
-                if not inode.changing:
-                    directory.changed.clear()
+                directory.begin_piece()
                 with self._inodes.noting_forgotten() as forgotten:
                     read = await file.read_directory(directory.cursor, size_bytes)
                     self._take(directory, read, forgotten)
@@ -198,12 +244,18 @@ class Ahead:
         if directory.hold != inode.hold_of_names:
             self._empty(directory)
             directory.hold = inode.hold_of_names
+            if directory.cursor:  # what came under another hold says nothing of now
+                directory.names = None
+        directory.note_names(read)
         for entry in read.entries:
             is_certain = entry.name not in directory.changed and entry.handle not in forgotten
-            if is_certain and entry.mode is not Mode.NONE and entry.attributes.block_size_bytes:
+            if is_certain and entry.mode is not Mode.NONE and not entry.is_name_only:
                 self._know(directory, read, entry)
         directory.at_end = read.at_end or not read.entries
         directory.cursor = read.entries[-1].cursor if read.entries else directory.cursor
+        if directory.at_end and directory.names is not None:
+            self._all_names.know(inode, directory.names)
+            directory.names = None
         while self._names > self._names_max:
             self._give_up(next(iter(self._directories)))
 

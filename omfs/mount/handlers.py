@@ -96,8 +96,8 @@ class Foundation(pyfuse3.Operations):
         self.callers = Callers()
         self.moving_locks = MovingLocks(nodes)
         self.inodes: InodeTable[RemoteNode] = InodeTable()
-        self.ahead = Ahead(self.inodes)
         self.all_names = AllNames()
+        self.ahead = Ahead(self.inodes, self.all_names)
         self.xattr_changes = 0  # calls of ours that set one, begun or ended: what was asked before does not count
         self.has_labels = False  # an SELinux label was seen or set through this mount
         for node in nodes.values():

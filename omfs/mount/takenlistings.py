@@ -135,7 +135,7 @@ class Lister:
         inodes, policy, entries = self._operations.inodes, self._listings.policy, read.entries
         directory = inodes.get(snapshot.directory.number)
         mode = policy.directory_mode(directory, read)
-        if any(map(is_name_only, entries)):
+        if any(entry.is_name_only for entry in entries):
             mode = wire.Mode.NONE  # another user may see more
         packed, can_pack = 0, reply.plus and index == len(snapshot.names)
         name_s = policy.names_valid_s(directory, read) if can_pack else 0
@@ -143,7 +143,7 @@ class Lister:
         names: list[Name] = []
         for entry in entries:
             kind = entry.attributes.mode >> 12
-            if is_name_only(entry):
+            if entry.is_name_only:
                 names.append(Name(entry.name, entry.attributes.inode, kind))
                 can_pack = False
                 continue
@@ -196,11 +196,6 @@ class Lister:
             for snapshot in self._listings.idle():
                 if snapshot.fetched is None:
                     await _close(snapshot)
-
-
-def is_name_only(entry: wire.Entry) -> bool:
-    """Who asked may read the directory, but not search it (export/listings.py): no object has blocks of 0 bytes."""
-    return entry.attributes.block_size_bytes == 0
 
 
 def _piece_bytes(reply: dirs.DirectoryReply, snapshot: Snapshot, handle_bytes: int) -> int:

@@ -119,6 +119,7 @@ def _look_up(just_told: JustTold) -> Handler:
             operations.ahead.missed(parent, caller)
         except NameAbsent as absent:
             absent_s = operations.absent_s(parent, name, absent)
+            operations.ahead.missed_absent(parent, caller)
             if not absent_s:
                 raise
             return abi.absent_reply(unique, absent_s)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -13,6 +14,7 @@ import trio.testing
 from omfs import wire
 from omfs.mount import ahead
 from omfs.mount.callers import ROOT
+from omfs.mount.remotefile import RemoteFile
 from omfs.wire import Caller
 from tests.unit.twonodes import node, other, room
 from tests.unit.wholemount import Node
@@ -238,3 +240,166 @@ async def test_names_are_bounded(node: Node, place: Path) -> None:
         assert await size_of(node, top, number) == number
         await trio.testing.wait_all_tasks_blocked()
         assert len(node.operations.ahead) <= 30
+
+
+# ---------------------------------------------------------------- names that are not there
+
+
+def absent_known(node: Node, top: int, new: bytes) -> bool:
+    """Whether it would be said without asking that there is no such name."""
+    return node.operations.all_names.is_absent(node.operations.object(top), new)
+
+
+async def not_found(node: Node, top: int, *names: bytes) -> None:
+    for one in names:
+        assert not await node.kernel.is_there(top, one)
+
+
+async def all_known(node: Node, place: Path) -> int:
+    """Its node id, when so many were missing that all names came ahead."""
+    top = await node.kernel.walk(place)
+    for number in range(FILES // ahead._PER_ABSENT):
+        await not_found(node, top, b"missing %d" % number)
+        await trio.testing.wait_all_tasks_blocked()
+    assert absent_known(node, top, b"another")
+    return top
+
+
+async def test_who_makes_many_files_is_told_that_they_are_not_there(node: Node, place: Path) -> None:
+    for number in range(20, FILES):
+        (place / name(number).decode()).unlink()
+    top = await node.kernel.walk(place)
+    node.asked()
+    for number in range(FILES):
+        await not_found(node, top, b"new %d" % number)
+        await node.kernel.make(top, b"new %d" % number, b"")
+        await trio.testing.wait_all_tasks_blocked()
+    asked = node.asked()
+    assert asked["LookUp"] == ahead._ASKED_FIRST
+    assert asked["ReadDirectory"] == 1
+    for number in range(FILES):
+        assert await node.kernel.is_there(top, b"new %d" % number)
+
+
+async def test_a_few_missing_names_of_a_large_directory_cost_little(node: Node, place: Path) -> None:
+    for number in range(2000):
+        (place / f"of many {number}").touch()
+    top = await node.kernel.walk(place)
+    for number in range(40):
+        await not_found(node, top, b"missing %d" % number)
+        await trio.testing.wait_all_tasks_blocked()
+    assert node.operations.ahead._directories[top].fetched < 40 * ahead._PER_ABSENT + 2 * ahead._PIECE_MIN
+    assert not absent_known(node, top, b"another"), "not all of it came"
+
+
+async def test_what_another_node_makes_is_there(node: Node, other: Node, place: Path) -> None:
+    top = await all_known(node, place)
+    await other.kernel.make(await other.kernel.walk(place), b"another", b"x")
+    assert not absent_known(node, top, b"another")
+    assert await node.kernel.is_there(top, b"another")
+    for number in range(FILES):  # it is fetched again, with the new one
+        await not_found(node, top, b"still missing %d" % number)
+        await trio.testing.wait_all_tasks_blocked()
+    assert absent_known(node, top, b"one more")
+    assert not absent_known(node, top, b"another")
+
+
+async def test_what_another_node_makes_between_two_pieces_is_there(
+    node: Node, other: Node, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pieces did not show it, and the last says nothing of their part of the directory."""
+    monkeypatch.setattr(ahead, "_PIECE_MAX", ahead._PIECE_MIN)
+    top = await node.kernel.walk(place)
+    there = await other.kernel.walk(place)
+    directory = None
+    for number in range(FILES):
+        await not_found(node, top, b"missing %d" % number)
+        await trio.testing.wait_all_tasks_blocked()
+        directory = node.operations.ahead._directories[top]
+        if directory.cursor:
+            break
+    assert directory is not None
+    assert directory.names
+    assert not directory.at_end
+    await other.kernel.make(there, b"made between", b"")
+    while not directory.at_end:
+        node.operations.ahead.missed(node.operations.object(top), directory.caller)
+        await trio.testing.wait_all_tasks_blocked()
+    assert not absent_known(node, top, b"made between")
+    assert await node.kernel.is_there(top, b"made between")
+
+
+@pytest.mark.parametrize("begins", ["before it is asked for", "while it is asked for"])
+async def test_a_name_that_we_make_while_all_are_fetched_is_not_said_to_be_missing(
+    node: Node, place: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    """The piece that came may have been read before it was made."""
+    monkeypatch.setattr(ahead, "_PIECE_MIN", 2 * FILES)
+    top = await node.kernel.walk(place)
+    directory, made = node.operations.object(top), b"just made"
+    for number in range(ahead._ASKED_FIRST - 1):
+        await not_found(node, top, b"missing %d" % number)
+    if begins.startswith("before"):
+        directory.begin_change()
+        node.operations.ahead.changes(directory, made)
+    node.line.late[wire.ReadDirectory] = trio.Event()
+    await not_found(node, top, b"one more that is missing")
+    await trio.testing.wait_all_tasks_blocked()
+    if not begins.startswith("before"):
+        directory.begin_change()
+        node.operations.ahead.changes(directory, made)
+    directory.end_change()
+    node.line.late[wire.ReadDirectory].set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert absent_known(node, top, b"another")
+    assert not absent_known(node, top, made)
+
+
+async def test_a_change_that_nobody_noted_makes_the_names_uncertain(
+    node: Node, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began before the directory was walked through, and was under way when the names were asked for."""
+    monkeypatch.setattr(ahead, "_PIECE_MIN", 2 * FILES)
+    top = await node.kernel.walk(place)
+    directory = node.operations.object(top)
+    directory.begin_change()
+    node.operations.ahead.changes(directory, b"just made")
+    for number in range(ahead._ASKED_FIRST):
+        await not_found(node, top, b"missing %d" % number)
+    await trio.testing.wait_all_tasks_blocked()
+    assert node.operations.ahead._directories[top].at_end
+    directory.end_change()
+    assert not absent_known(node, top, b"just made")
+    assert not absent_known(node, top, b"another")
+
+
+async def test_who_may_read_but_not_search_learns_nothing_of_what_is_missing(
+    node: Node, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_PIECE_MIN", 2 * FILES)
+    top = await node.kernel.walk(place)
+    os.chmod(place, 0o744)
+    for _ in range(ahead._ASKED_FIRST):
+        node.operations.ahead.missed_absent(node.operations.object(top), Caller(1000, 1000))
+    await trio.testing.wait_all_tasks_blocked()
+    assert node.operations.ahead._directories[top].at_end
+    assert not absent_known(node, top, b"another")
+
+
+async def test_an_owner_that_does_not_list_all_is_asked(
+    node: Node, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names may be folded there, or an entry could not be shown."""
+    monkeypatch.setattr(ahead, "_PIECE_MIN", 2 * FILES)
+    top = await node.kernel.walk(place)
+    read_directory = RemoteFile.read_directory
+
+    async def some(*arguments: Any) -> wire.DirectoryRead:
+        return msgspec.structs.replace(await read_directory(*arguments), lists_all=False)
+
+    monkeypatch.setattr(RemoteFile, "read_directory", some)
+    for number in range(ahead._ASKED_FIRST):
+        await not_found(node, top, b"missing %d" % number)
+    await trio.testing.wait_all_tasks_blocked()
+    assert node.operations.ahead._directories[top].at_end
+    assert not absent_known(node, top, b"another")
