@@ -25,6 +25,7 @@ demo: bootstrap root ## three nodes on this machine, real commands across them, 
 	@$(AS_ROOT) $(BIN)/omfs-lab demo
 
 test: check root ## everything: the checks below and all tests, also those in the lab; ARGS="-k lock" narrows, ARGS="-n 0" for a debugger
+	@python3 tools/bootstrap.py --with tests
 	@$(AS_ROOT) $(BIN)/python -m pytest $(WORKERS) --pure-coverage --durations=30 $(ARGS)
 
 check: bootstrap ## format, lint, types, layers

@@ -6,7 +6,7 @@ are checked with dpkg-query, and a stamp in .venv (made of the lock file, pyproj
 says that the environment is up to date, so the second run takes a fraction of a second.  Last comes CRIU (criu.py).  It
 does not choose where packages come from: apt and pip are used as this machine has them set up.
 
-Called by the Makefile: `tools/bootstrap.py [--with bench|day|programs|peers] [--lock]`.
+Called by the Makefile: `tools/bootstrap.py [--with tests|bench|day|programs|peers] [--lock]`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ LAB = ("e2fsprogs", "fuse3", "iproute2", "mount", "nftables", "openssl", "procps
 PROGRAMS = ("acl", "attr", "git", "perl", "rsync", "sqlite3", "tar")  # what demo and tests run on the mounts
 PACKAGES = {
     "": (*BUILD, *LAB, *PROGRAMS),
+    "tests": ("openssh-client", "openssh-server"),  # mosdo by ssh
     "bench": ("openssh-client", "openssh-server", "sshfs"),
     "programs": ("dbench", "postmark"),
     "day": ("povray", "xz-utils"),

@@ -211,8 +211,11 @@ class Lab:
         for pid in _not_of_others(inside - others):
             with contextlib.suppress(OSError):
                 found.append(f"process {_describe_process(pid)}")
+        spaces = self._namespaces | {os.readlink("/proc/self/ns/mnt")}  # others copied what was mounted when they began
         for entry in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/ns/mnt") not in spaces:
+                    continue
                 if directory in Path("/proc", entry, "mountinfo").read_text():
                     found.append(f"mount seen by process {entry}")
         return found

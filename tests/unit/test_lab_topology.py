@@ -137,6 +137,13 @@ def test_what_cannot_be_a_lab_is_refused_in_one_line(plan: LabPlan, why: str) ->
     LabPlan(memory_bytes=256 << 20, processors=0.5).check()
 
 
+@pytest.mark.parametrize(
+    ("plan", "is_limited"), [(LabPlan(), False), (LabPlan(memory_bytes=1 << 30), True), (LabPlan(processors=1), True)]
+)
+def test_a_lab_is_limited_by_memory_or_processors(plan: LabPlan, is_limited: bool) -> None:
+    assert plan.is_limited is is_limited
+
+
 def test_only_the_nodes_of_the_lab_are_its_nodes() -> None:
     plan = LabPlan(nodes=2)
     plan.check_node(2)

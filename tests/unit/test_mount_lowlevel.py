@@ -135,7 +135,7 @@ def test_threads_that_are_not_known_are_never_answered_so() -> None:
 @pytest.mark.parametrize(("between", "is_kept"), [(None, True), (abi.SETATTR, False), (abi.LOOKUP, False)])
 def test_a_look_up_answers_only_the_very_next_request(between: int | None, is_kept: bool) -> None:
     hook = Hook()
-    told = JustTold(hook.next_answers)
+    told = JustTold(hook.next_answers, lambda: 0.0)
     answers: list[bytes | None] = []
     hook.takers[abi.GETATTR] = lambda hook, _: answers.append(told.take(hook.pid, hook.node_id))
     receive = Receiver(hook)
