@@ -1,8 +1,8 @@
 """What a process and its threads have that CRIU (4.2) loses without a word: it goes along in a file among the images.
 
 Per thread: the processors it may run on, its I/O priority and the slack of its timers; per process: what of its memory
-a core dump has.  `note` reads them while a dump holds the tree, `give_back` sets them while a restore does, so they
-are those of the moment of the dump, in a checkpoint as well.
+a core dump has; and whose its pipes are (pipeowners.py).  `note` reads them while a dump holds the tree, `give_back`
+sets them while a restore does, so they are those of the moment of the dump, in a checkpoint as well.
 
 Processors are noted only of who may not use all that mignode may, and given only as far as there are such here: with
 none left the thread may use all, and the next node does not know any better.  The images may be anybody's: nobody but
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
+from mignode import pipeowners
 from omfs.errors import WireError
 from omfs.kernel.carried import io_priority, set_io_priority
 from omfs.kernel.processes import read_file
@@ -48,15 +49,17 @@ class _Thread(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 _decode: Final = msgspec.msgpack.Decoder(tuple[_Thread, ...]).decode
 
 
-def note(images: Path, pids: Iterable[int]) -> None:
+def note(images: Path, pids: Collection[int]) -> None:
     """*pids*: as mignode has them, of a dumped tree that is held.  Raises OSError."""
     usual = os.sched_getaffinity(0)
     threads = [_read(inner, outer, usual, is_first=outer == pid) for pid in pids for inner, outer in _threads(pid)]
     (images / FILE).write_bytes(msgspec.msgpack.encode([one for one in threads if one is not None]))
+    pipeowners.note(images, _inside(pids))
 
 
-def give_back(images: Path, pids: Iterable[int], uid: int) -> None:
+def give_back(images: Path, pids: Collection[int], uid: int) -> None:
     """Of a restored tree that is held.  *uid*: whose it is.  Raises OSError, WireError."""
+    pipeowners.give_back(images, _inside(pids), uid)
     try:
         noted = {one.number: one for one in _decode((images / FILE).read_bytes())}
     except FileNotFoundError:  # an image of an earlier version
@@ -69,6 +72,11 @@ def give_back(images: Path, pids: Iterable[int], uid: int) -> None:
             if (wanted := noted.get(inner)) is not None:
                 with contextlib.suppress(*_GONE):
                     _write(wanted, outer, usual, uid)
+
+
+def _inside(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """With their numbers inside; without those that have ended."""
+    return ((inner, outer) for pid in pids for inner, outer in _threads(pid) if outer == pid)
 
 
 def _threads(pid: int) -> Iterator[tuple[int, int]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.lab.askedguest import AskedGuest
 from tests.lab.cluster import Cluster, Program, wait_until
+
+ALICE: Final = "1001:1001"
 
 pytestmark = pytest.mark.lab
 
@@ -201,6 +204,18 @@ def test_who_is_here_from_elsewhere(cluster: Cluster) -> None:
         cluster.run(2, f"echo 0 > /mfs/proc/hpc/remote/{body}/goto")
         guest.wait_at(0)
         wait_strangers(cluster, 2, 0)
+
+
+def test_pipes_stay_their_users(cluster: Cluster) -> None:
+    """CRIU makes them as root; /dev/stdout of a shell's children is one that was there before the move."""
+    directory = cluster.fresh_dir(1).native
+    cluster.run(1, f"chown {ALICE} {directory}")
+    script = (
+        "(touch begun; until [ -e enough ]; do sleep 0.1; done; echo told > /dev/stdout; echo why >/dev/stderr) | cat"
+    )
+    moved = f"mosrun bash -c '{script}' > out 2> err & moved=$!; until [ -e begun ]; do sleep 0.1; done"
+    told = f"cd {directory}; {moved}; migrate $moved 2 && touch enough && wait $moved && cat out err"
+    assert cluster.run(1, told, user=ALICE) == "told\nwhy\n"
 
 
 def test_where_mosrun_says(cluster: Cluster) -> None:
