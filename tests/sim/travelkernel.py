@@ -24,6 +24,7 @@ ROOT: Final = (1 << 22) - 1  # of the guest, inside; the last that Linux gives
 IMAGE: Final = "steps.img"
 _FINISH_S: Final = 60.0
 _FIRST_PID: Final = 1 << 30  # the machine has none like that
+INIT_PID: Final = _FIRST_PID - 1
 
 
 class Story:
@@ -33,16 +34,17 @@ class Story:
         self.steps = 0
         self.trees: dict[int, Tree] = {}
 
-    def tree(self, steps: int, *, is_held: bool) -> Tree:
-        tree = self.trees[_FIRST_PID + len(self.trees)] = Tree(self, steps, is_held)
+    def tree(self, steps: int, *, is_held: bool, is_known: bool = False) -> Tree:
+        tree = self.trees[_FIRST_PID + len(self.trees)] = Tree(self, steps, is_held, is_known)
         self.check()
         return tree
 
     def check(self) -> None:
-        """One copy runs at most, and it goes on where the last one was; it makes a step."""
+        """One copy runs at most, known to its node; it goes on where the last one was, and makes a step."""
         running = [tree for tree in self.trees.values() if tree.runs]
         assert len(running) <= 1, "two copies run"
         for tree in running:
+            assert tree.is_known, "a copy runs, and the registry does not know it"
             assert tree.steps == self.steps, f"a copy that has made {tree.steps} steps runs; it were {self.steps}"
             tree.steps += 1
             self.steps += 1
@@ -67,8 +69,9 @@ class Story:
 class Tree:
     """All processes of one copy."""
 
-    def __init__(self, story: Story, steps: int, is_held: bool) -> None:
+    def __init__(self, story: Story, steps: int, is_held: bool, is_known: bool) -> None:
         self.steps = steps
+        self.is_known = is_known
         self.is_alive = True
         self.is_held = is_held
         self.is_barred = False
@@ -155,7 +158,7 @@ class Body:
     ) -> None:
         self.init = init
         self.is_dead = is_dead
-        self.pid = _FIRST_PID - 1
+        self.pid = INIT_PID
         self.root = ROOT if init.tree is not None else 0
         self.has_run = init.has_run
         self.story = story
