@@ -317,14 +317,20 @@ class WhyThere(Message, frozen=True, tag=True):
 
 
 class AskSetting(Message, frozen=True, tag=True):
-    """What is set for the guest (guestsettings.py): home has it.  Answered by Told, as the control file shows it."""
+    """What is set for the guest (guestsettings.py): home has it.  Answered by Told, as the control file shows it.
+
+    Home asks where the guest runs for its root's `selected`.
+    """
 
     number: Count
     name: SettingName
 
 
 class ChangeSetting(Message, frozen=True, tag=True):
-    """A process of the guest, or its user, has written to that control file.  Answered by Told, without a text."""
+    """A process of the guest, or its user, has written to that control file.  Answered by Told, without a text.
+
+    Home says it of `selected`; Told has what that is then.
+    """
 
     number: Count
     name: SettingName

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.lab.askedguest import ALICE, AskedGuest
+from tests.lab.askedguest import ALICE, BOB, AskedGuest
 from tests.lab.cluster import Cluster
 
 pytestmark = pytest.mark.lab
@@ -130,8 +130,7 @@ def test_who_has_lost_its_parent_is_from_home(cluster: Cluster) -> None:
     assert "stdout='1\\n'" in out
 
 
-def test_a_guest_of_two_users_nodes_is_its_homes(cluster: Cluster) -> None:
-    """What is selected at home before it starts, and what it selects itself elsewhere, both go along."""
+def test_what_is_selected_before_it_begins_and_by_itself_goes_along(cluster: Cluster) -> None:
     guest = AskedGuest(cluster, before="echo 2 > /mfs/proc/self/selected")
     assert led(guest)[3] == 2
     guest.move(3)
@@ -139,4 +138,18 @@ def test_a_guest_of_two_users_nodes_is_its_homes(cluster: Cluster) -> None:
     assert guest.ask("open('/proc/self/selected', 'w').write('3')") == "1"
     guest.move("home")
     assert led(guest)[3] == 3
-    assert cluster.run(1, f"cat /mfs/proc/{guest.pid}/selected", user=ALICE).strip() == "3"
+
+
+def test_selected_is_said_at_home_and_told_there(cluster: Cluster) -> None:
+    """By the pid that its user sees, whose entry is mosrun's; its children have their own."""
+    guest = AskedGuest(cluster)
+    file = f"/mfs/proc/{guest.pid}/selected"
+    for node, selected in (("home", 2), (2, 3), (3, 1), ("home", 3)):
+        guest.move(node)
+        cluster.run(1, f"echo {selected} > {file}", user=ALICE)
+        assert led(guest)[3] == selected
+    guest.move(2)
+    assert guest.ask("open('/proc/self/selected', 'w').write('2')") == "1"
+    assert cluster.run(1, f"cat {file}").strip() == "2"
+    assert cluster.try_run(1, f"echo 1 > {file}", user=BOB).returncode == 1
+    assert cluster.run(1, f"cat {file}").strip() == "2"
