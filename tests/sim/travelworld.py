@@ -391,6 +391,7 @@ class World:
                 await host.restart()
         await trio.sleep(within_s)
         self.story.check()
+        assert self.story.strangers == 0
         for host in self.hosts.values():
             assert list(host.house._images.path.iterdir()) == [], "images are left"
 
