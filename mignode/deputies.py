@@ -99,6 +99,9 @@ class BodyWay(Protocol):
     async def why_there(self) -> str:
         """The last decision where it should run (balance.py).  Raises OmfsError."""
 
+    async def selected(self, node: int | None) -> int:
+        """What its root has selected; *node*: selects that, unless it is None.  Raises OmfsError, OSError."""
+
 
 class Deputy:
     """One guest of ours."""

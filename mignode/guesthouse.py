@@ -201,8 +201,9 @@ class Guesthouse:
             self._nursery.start_soon(self._wait_over, guest, deputy, way)
             return
         guest.link = link = LinkHome(
-            guest, self._standing, self._settings, self.moves.send, self._why, self.moves.why_here
-        )
+            guest, self._standing, self._settings, self.moves.send, self._why, self.moves.why_here,
+            self.moves.selected_here,
+        )  # fmt: skip
         self._nursery.start_soon(link.run)
 
     async def _wait_over(self, guest: Guest, deputy: Deputy, way: HereWay) -> None:

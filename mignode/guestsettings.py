@@ -23,11 +23,13 @@ from mignode.book import Settings
 from mignode.decay import DecayClass
 from mignode.registry import Registry
 from mignode.traits import Traits, deputy_in
-from omfs.errors import RemoteFailure
+from omfs.errors import RemoteFailure, WireError
 from omfs.magic import controlfiles
 from omfs.magic.controlfiles import Value
 
 OF_GUEST: Final = frozenset({"lock", "nmigs", "migfilter", "migpolicy", "mignodes", "decay"})
+SELECTED: Final = "selected"
+"""Not one of them: each process has its own, and its node keeps it.  By the deputy's pid it is that of the root."""
 _FLAGS: Final = frozenset({"lock", "migfilter", "migpolicy"})
 
 
@@ -97,4 +99,14 @@ def understood(name: str, text: str) -> Value:
     value = controlfiles.find(controlfiles.PROCESS, name).file.kind.parse(text)
     if name == "decay":
         decay.understood(str(value))
+    return value
+
+
+def selected_in(text: str) -> int:
+    """A node, or 0, as another node says it.  Raises WireError."""
+    try:
+        value = controlfiles.find(controlfiles.PROCESS, SELECTED).file.kind.parse(text)
+    except ValueError as error:
+        raise WireError(f"{SELECTED}: {error}") from None
+    assert isinstance(value, int)
     return value

@@ -62,6 +62,7 @@ log: Final = logging.getLogger(__name__)
 
 Move = Callable[[Guest, int, Report], Awaitable[None]]
 WhyText = Callable[[Guest, bool], Awaitable[str]]
+Selected = Callable[[Guest, int | None], Awaitable[int]]
 
 
 # ---------------------------------------------------------------- where the guest runs
@@ -71,12 +72,16 @@ def _nothing_decided(_: Guest) -> str:
     return ""
 
 
+async def _nothing_selected(_: Guest, node: int | None) -> int:
+    return node or 0
+
+
 class LinkHome:
     """Of one guest that runs here and is at home elsewhere."""
 
     def __init__(
         self, guest: Guest, standing: Standing, settings: Settings, move: Move, why: WhyText,
-        why_there: Callable[[Guest], str] = _nothing_decided,
+        why_there: Callable[[Guest], str] = _nothing_decided, selected: Selected = _nothing_selected,
     ) -> None:  # fmt: skip
         self._guest = guest
         self._standing = standing
@@ -84,6 +89,7 @@ class LinkHome:
         self._move = move
         self._why = why
         self._why_there = why_there
+        self._selected = selected
         self._has_way = trio.Event()
         self._orders: set[int] = set()
         self._obeyed = trio.Event()
@@ -209,6 +215,8 @@ class LinkHome:
                 nursery.start_soon(self._tell_why, word)
             case WhyThere(number):
                 nursery.start_soon(self._tell_why_there, number)
+            case AskSetting() | ChangeSetting():
+                nursery.start_soon(self._tell_selected, word)
             case Located():
                 if not self._guest.is_departing:
                     self._coming.located(word)
@@ -245,6 +253,18 @@ class LinkHome:
     async def _tell_why_there(self, number: int) -> None:
         if self._speaker is not None:
             self._speaker.say(Told(number, 0, self._why_there(self._guest)))
+
+    async def _tell_selected(self, asked: AskSetting | ChangeSetting) -> None:
+        """The one setting that is not home's to keep."""
+        try:
+            node = guestsettings.selected_in(asked.text) if isinstance(asked, ChangeSetting) else None
+            if asked.name != guestsettings.SELECTED:
+                raise RemoteFailure(errno.EINVAL, f"home asks for {asked.name}")
+            answer = Told(asked.number, 0, str(await self._selected(self._guest, node)))
+        except (OmfsError, OSError) as error:
+            answer = Told(asked.number, error.errno or errno.EIO, str(error)[:REASON_MAX])
+        if self._speaker is not None:
+            self._speaker.say(answer)
 
     async def ask_setting(self, name: str) -> Value:
         """What home says of it."""
@@ -386,6 +406,12 @@ class LinkAway:
         number = self._answers.ask()
         self._speaker.say(WhyThere(number))
         return await answer_told(self._answers, number)
+
+    async def selected(self, node: int | None) -> int:
+        """The root's, where it runs."""
+        number, name = self._answers.ask(), guestsettings.SELECTED
+        self._speaker.say(AskSetting(number, name) if node is None else ChangeSetting(number, name, str(node)))
+        return guestsettings.selected_in(await answer_told(self._answers, number))
 
     def send_frame(self, frame: bytes) -> None:
         """From mosrun."""

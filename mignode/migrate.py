@@ -77,7 +77,7 @@ async def migrate(
             # 2  The destination builds the guest's world.
             with watch.stage("prepared a place there"):
                 line = await _line_to(undo, destination, transit)
-                arrival = await _arrival(guest, leaving, registry)
+                arrival = await _arrival(guest, leaving)
                 watch.expect(arrival.memory_bytes)
                 await _ask_in(undo, line, arrival, leaving, transit)
                 faults.at("prepared")
@@ -86,7 +86,7 @@ async def migrate(
             undo.push_async_callback(_stay, guest, leaving)
             with watch.stage("dumped and sent"):
                 stopped = stopped_among(tuple((await guest.body.all_pids()).values()))
-                frozen = await _dump_and_send(undo, guest, leaving, line, transit, watch, arrival.memory_bytes)
+                frozen = await _dump_and_send(undo, guest, leaving, line, transit, watch, registry, arrival)
                 faults.at("sent")
 
             # 5  The destination holds a copy, which does not run.
@@ -179,7 +179,7 @@ def _relayed_by(init: int) -> list[str]:
     return [target for target in found if target.startswith(("pipe:[", "/dev/pts/"))]
 
 
-async def _arrival(guest: Guest, leaving: Source, registry: Registry) -> Arrive:
+async def _arrival(guest: Guest, leaving: Source) -> Arrive:
     traits = guest.traits
     pids = await guest.body.all_pids()
     memory = await _memory_bytes(pids.values())
@@ -196,7 +196,6 @@ async def _arrival(guest: Guest, leaving: Source, registry: Registry) -> Arrive:
         processes=len(pids),
         memory_bytes=memory,
         processor=pack_processor(read_processor()),
-        settings=pack(registry, pids, traits.home),
         plan=traits.plan,
         root=traits.root,
         past=guest.past,
@@ -229,14 +228,14 @@ async def _ask_in(undo: AsyncExitStack, line: Line, arrival: Arrive, leaving: So
 
 async def _dump_and_send(
     undo: AsyncExitStack, guest: Guest, leaving: Source, line: Line, transit: Transit, watch: Stopwatch,
-    memory_bytes: int,
+    registry: Registry, arrival: Arrive,
 ) -> Frozen:  # fmt: skip
     """CRIU holds it when this returns; *undo* gets what lets it run again."""
     images = transit.images.make(guest.name)
     undo.callback(images.discard)
     criu = Criu(transit.criu, guest.body.starting(guest.traits.uid, guest.traits.gid))
     tree = tree_of(await guest.body.external_files())
-    async with _sending(images, line, watch, DUMP_S + memory_bytes / SENT_BYTES_PER_S) as is_written:
+    async with _sending(images, line, watch, DUMP_S + arrival.memory_bytes / SENT_BYTES_PER_S) as is_written:
         watch.freeze()
         guest.is_frozen = True
         frozen = await undo.enter_async_context(criu.dump(guest.body.root, images.fd, tree, DUMP_S))
@@ -248,12 +247,13 @@ async def _dump_and_send(
         await offer(guest, leaving.attempt, images.path, transit.run_dir)
         with trio.CancelScope(shield=True), within(FILES_S, "its standard files could not be frozen"):
             state = await guest.body.freeze_files()
-        pids = tuple((await guest.body.all_pids()).values())
+        numbers = await guest.body.all_pids()
+        pids, luggage = tuple(numbers.values()), pack(registry, numbers, guest.traits.home)
         await trio.to_thread.run_sync(fit_together, images.path, pids)
         await trio.to_thread.run_sync(make_portable, images.path, pids)
         await trio.to_thread.run_sync(note_unkept, images.path, pids)
         is_written.set()
-    await say(line, State(), state)
+    await say(line, State(luggage), state)
     return frozen
 
 

@@ -232,6 +232,33 @@ class Moves:
         """One that runs here."""
         return self.balance.why(guest) if self.balance is not None else ""
 
+    async def selected(self, process: Identity, node: int | None) -> int | None:
+        """As `selected_here`, of the guest that this process stands for; None: it stands for none.
+
+        Raises OmfsError, OSError.
+        """
+        deputy = self.deputy_of(process)
+        if deputy is None:
+            return None
+        if not await deputy.wait_way() or deputy.way is None:
+            raise NodeDown(_NO_WAY)
+        return await deputy.way.selected(node)
+
+    async def selected_here(self, guest: Guest, node: int | None) -> int:
+        """What the root of one that runs here has selected; *node*: selects that first, unless it is None.
+
+        Its own entry has it, which no other process hears of.  Raises OmfsError, OSError.
+        """
+        await guest.wait_settled()  # as it was when it was frozen, so it will be where it goes
+        if guest.has_departed:
+            raise RemoteFailure(errno.EAGAIN, "it has just gone to another node")
+        root = processes.identify(await guest.body.outer_root())
+        if root is None:
+            raise ProcessLookupError(errno.ESRCH, "it has ended")
+        if node is not None:
+            await self._registry.select(root, node)
+        return self._registry.entry_of(root).place.selected
+
     async def settings_of(self, guest: Guest) -> Settings:
         """All that is set for one that runs here, as its home has it now.  Raises OmfsError, OSError."""
         deputy = self._deputies.get(guest.name)
@@ -332,3 +359,6 @@ class HereWay:
 
     async def why_there(self) -> str:
         return self._moves.why_here(self._guest)
+
+    async def selected(self, node: int | None) -> int:
+        return await self._moves.selected_here(self._guest, node)

@@ -71,8 +71,17 @@ class ProcessFiles:
             case "where":
                 return 0 if place.here == place.home else place.here
             case "selected":
-                return place.selected
+                return await self._selected(process, None)
         return _NOWHERE  # goto, migrate
+
+    async def _selected(self, process: Identity, node: int | None) -> int:
+        """Of a guest, by its pid at home, it is its root's, wherever that is.  *node*: selects that first."""
+        found = await self.moves.selected(process, node) if self.moves is not None else None
+        if found is not None:
+            return found
+        if node is not None:
+            await self._registry.select(process, node)
+        return self._registry.entry_of(process).place.selected
 
     async def decay_of(self, process: Identity) -> DecayClass:
         """With its mark."""
@@ -111,7 +120,7 @@ class ProcessFiles:
             return
         assert isinstance(value, int)
         if name == "selected":
-            await self._registry.select(process, value)
+            await self._selected(process, value)
         else:
             await self._send(process, value, by)
 

@@ -105,15 +105,16 @@ async def receive(line: Line, arrive: Arrive, transit: Transit, guests: Guests, 
             faults.at("received")
 
             # 4  Its standard files are made anew, with what was in them.
-            _, state = await heard(line, State)
+            word, state = await heard(line, State)
             with within(FILES_S, f"node {transit.here} could not make its standard files"):
                 files = await body.prepare_files(arrive.plan, bytes(state))
             faults.at("rebuilt")
 
-            # 5  The copy is restored, and held.
+            # 5  The copy is restored, and held; it is known here before it can ask for a magic name, or fork.
             guest = Guest(folder, traits, body, arrive.attempt, arrive.past)
             locks = ComingLocks(guest, images.path, transit.run_dir)
             held = await _restored_with(locks, coming, undo, guest, images, files, guests.nursery, transit)
+            await _make_known(word.luggage, guest, transit, registry)
             _check_open(arrive, transit)  # it may have been blocked meanwhile; from here on the source decides
             coming.restored()
             faults.at("held")
@@ -131,7 +132,6 @@ async def receive(line: Line, arrive: Arrive, transit: Transit, guests: Guests, 
                     return
 
                 # 8  The source may end its copy, and the guest finds its way home.
-                await _make_known(arrive, guest, transit, registry)
                 guests.add(guest)
                 with contextlib.suppress(OmfsError):
                     await say(line, Running())
@@ -242,6 +242,12 @@ async def _restored_with(
     return held
 
 
+async def _make_known(luggage: bytes, guest: Guest, transit: Transit, registry: Registry) -> None:
+    """No undo: where the copy is ended, the registry hears of each end.  Raises WireError, BodyLost, OSError."""
+    pids, init = await guest.body.all_pids(), guest.body.pid
+    await registry.arrived(unpack(luggage, pids, transit.here, root=guest.traits.root, init=init))
+
+
 async def reach_checked(body: Body, traits: Traits) -> None:
     """Of a restored tree that is held; its user may have changed what is behind its paths.  Raises RemoteFailure."""
     pids = tuple((await body.all_pids()).values())
@@ -320,11 +326,3 @@ async def _run(
         coming.failed()
         await give_back(guest.name, coming, desk, transit.settings.guest_timeout_s)
     return coming.state
-
-
-async def _make_known(arrive: Arrive, guest: Guest, transit: Transit, registry: Registry) -> None:
-    """It runs already, so nothing may fail here."""
-    try:
-        await registry.arrived(unpack(arrive.settings, await guest.body.all_pids(), transit.here))
-    except (OmfsError, OSError) as error:
-        log.warning("guest %s: %s", guest.name, error)

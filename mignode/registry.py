@@ -109,7 +109,7 @@ class Registry:
         return self._book.departing(process, processes.image_of(process))
 
     async def arrived(self, entries: Iterable[Entry]) -> None:
-        """Processes that run here now, with what their last node knew of them."""
+        """Processes that are to run here, with what their last node knew of them; the mount knows when this returns."""
         for entry in entries:
             self._note(self._book.register(entry.place, entry.settings))
         await self._news.wait_told()

@@ -30,7 +30,7 @@ from mignode.past import Past
 from omfs.config import BULK_MAX_BYTES
 from omfs.wiretypes import Message
 
-VERSION: Final = 4
+VERSION: Final = 5
 RELAY_MAX_BYTES: Final = 64 << 10
 STATE_MAX_BYTES: Final = 1 << 20  # of the standard files: what is in pipes and a terminal
 
@@ -101,7 +101,6 @@ class Arrive(Message, frozen=True, tag=True):
     processes: Count
     memory_bytes: Count  # that may have to be sent, at most
     processor: Annotated[bytes, msgspec.Meta(max_length=8 << 10)]  # of the source (processor.py)
-    settings: Annotated[bytes, msgspec.Meta(max_length=512 << 10)]  # what the registry keeps of its processes
     plan: Annotated[bytes, msgspec.Meta(max_length=16 << 10)]  # of its standard files
     root: Annotated[int, msgspec.Meta(ge=2, lt=1 << 22)]  # the pid of its root, inside
     past: Past  # what is known of it, by which it is judged there
@@ -140,7 +139,12 @@ class ImagesSent(Message, frozen=True, tag=True):
 
 
 class State(Message, frozen=True, tag=True):
-    """Of the standard files (bodyfiles), in the bulk data; the guest is to be restored now."""
+    """Of the standard files (bodyfiles), in the bulk data; the guest is to be restored now.
+
+    *luggage*: what the registry keeps of its processes (luggage.py); nothing in a checkpoint, whose home is another.
+    """
+
+    luggage: Annotated[bytes, msgspec.Meta(max_length=768 << 10)] = b""
 
 
 class Restored(Message, frozen=True, tag=True):
@@ -313,14 +317,20 @@ class WhyThere(Message, frozen=True, tag=True):
 
 
 class AskSetting(Message, frozen=True, tag=True):
-    """What is set for the guest (guestsettings.py): home has it.  Answered by Told, as the control file shows it."""
+    """What is set for the guest (guestsettings.py): home has it.  Answered by Told, as the control file shows it.
+
+    Home asks where the guest runs for its root's `selected`.
+    """
 
     number: Count
     name: SettingName
 
 
 class ChangeSetting(Message, frozen=True, tag=True):
-    """A process of the guest, or its user, has written to that control file.  Answered by Told, without a text."""
+    """A process of the guest, or its user, has written to that control file.  Answered by Told, without a text.
+
+    Home says it of `selected`; Told has what that is then.
+    """
 
     number: Count
     name: SettingName

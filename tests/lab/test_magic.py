@@ -35,10 +35,8 @@ def test_an_ordinary_process_is_at_home_everywhere(cluster: Cluster, marked: str
     for node in (1, 3):
         for name in NAMES:
             assert cluster.run(node, f"readlink /mfs/{name}; cat /mfs/{name}{marked}/id").split() == [str(node)] * 2
-        assert cluster.run(node, "cd /mfs/here/srv; pwd -P; cd /mfs/home; ls -d ..").split() == [
-            f"/mfs/{node}/srv",
-            "..",
-        ]
+            inside = cluster.run(node, f"cd /mfs/{name}/srv; pwd -P; cd ../..; pwd -P").split()
+            assert inside == [f"/mfs/{node}/srv", "/mfs"]
 
 
 def test_the_names_are_listed(cluster: Cluster) -> None:
@@ -122,7 +120,54 @@ def test_a_thousand_processes_each_with_its_own_node(cluster: Cluster) -> None:
     wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 0, "mignode forgets those that ended")
 
 
-@pytest.mark.parametrize("program", ["mktemp", "python", "sqlite3", "sort"])
+AGAIN = """
+import os, time
+def child(selects):
+    reading, writing = os.pipe()
+    waiting, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        if selects:
+            with open("/mfs/proc/self/selected", "w") as file:
+                file.write("3")
+        os.write(writing, os.readlink("/mfs/selected").encode())
+        os.read(waiting, 1)
+        os._exit(0)
+    found = os.read(reading, 9).decode()
+    os.write(go, b"x")
+    os.waitpid(pid, 0)
+    for descriptor in (reading, writing, waiting, go):
+        os.close(descriptor)
+    return pid, found
+wrong, hits = [], 0
+for _ in range(50):
+    pid, found = child(True)
+    wrong += [found] * (found != "3")
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # within a tick they count as one
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(pid - 1))
+    again, found = child(False)
+    hits += again == pid
+    wrong += [(pid, again, found)] * (found != "1")
+print(hits, wrong)
+"""
+
+
+def test_a_pid_that_is_used_again_is_another_process(cluster: Cluster) -> None:
+    hits, wrong = cluster.python(1, AGAIN).strip().split(" ", 1)
+    assert wrong == "[]"
+    assert int(hits) >= 40, "others took the pids"
+
+
+def test_who_selects_a_node_that_is_dead(cluster: Cluster, marked: str) -> None:
+    cluster.kill(3)
+    wait_until(
+        lambda: "Host is down" in cluster.try_run(1, f"{select(3)} cat /mfs/selected{marked}/id").stderr, "EHOSTDOWN"
+    )
+    assert cluster.run(1, f"{select(3)} readlink /mfs/selected; cat /mfs/home{marked}/id").split() == ["3", "1"]
+
+
+@pytest.mark.parametrize("program", ["mktemp", "python", "nameless", "sqlite3", "sort"])
 def test_temporary_files_through_magic(cluster: Cluster, program: str) -> None:
     cluster.run(1, "mkdir -p /srv/tmp; chmod 1777 /srv/tmp")
     at = "/mfs/magic/srv/tmp"
@@ -132,6 +177,10 @@ def test_temporary_files_through_magic(cluster: Cluster, program: str) -> None:
 import tempfile
 with tempfile.TemporaryFile(dir="{at}") as a, tempfile.NamedTemporaryFile(dir="{at}") as b:
     a.write(b"hel"); b.write(b"lo"); a.seek(0); b.seek(0); print((a.read() + b.read()).decode())'""",
+        "nameless": f"""python3 -c '
+import os
+fd = os.open("{at}", os.O_TMPFILE | os.O_RDWR, 0o600)
+os.write(fd, b"hello"); print(os.pread(fd, 9, 0).decode())'""",
         "sqlite3": f"SQLITE_TMPDIR={at} sqlite3 {at}/db 'pragma temp_store=1; create temp table t(x); insert into t values(\"hello\"); create table u as select * from t; select * from u;'; rm {at}/db",
         "sort": f"seq 100000 | shuf | sort -n -S 100K -T {at} | tail -1; echo hello",
     }
@@ -181,6 +230,71 @@ def test_without_mignode_names_are_answered_and_a_new_one_knows_them(cluster: Cl
     wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 1, "it knows the program")
     program.finish()
     wait_until(lambda: cluster.ask(1, "mignode")["processes"] == 0, "mignode forgets it")
+
+
+LOOPS = """
+import os, select, sys
+selected, directory = "{selected}", "{directory}"
+with open("/mfs/proc/self/selected", "w") as file:
+    file.write(selected)
+rounds, wrong = 0, []
+def use(name):
+    node = (selected if selected != "0" else "1") if name == "selected" else "1"
+    path, plain = f"/mfs/{{name}}{{directory}}/{{os.getpid()}}", f"/mfs/{{node}}{{directory}}/{{os.getpid()}}"
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(descriptor, b"mine")
+    os.close(descriptor)
+    for one in (path, plain):
+        with open(one) as file:
+            if (text := file.read()) != "mine":
+                wrong.append(f"{{one}}: {{text!r}}")
+    os.unlink(path)
+    if os.path.exists(plain):
+        wrong.append(f"{{path}} is not {{plain}}")
+def use_all():
+    for name in {names}:
+        try:
+            use(name)
+        except OSError as error:
+            wrong.append(f"{{name}}: {{error}}")
+while True:
+    use_all()
+    if not (child := os.fork()):
+        wrong.clear()
+        use_all()
+        os._exit(bool(wrong))
+    if os.waitpid(child, 0)[1]:
+        wrong.append("a child's")
+    rounds += 1
+    if select.select([0], [], [], 0)[0]:
+        if not sys.stdin.readline():
+            break
+        print(rounds, wrong, flush=True)
+"""
+
+
+def test_nothing_goes_wrong_while_mignode_dies_again_and_again(cluster: Cluster, marked: str) -> None:
+    codes = [LOOPS.format(selected=node, directory=marked, names=NAMES) for node in (0, 2, 3)]
+    programs = [cluster.start_python(1, code) for code in codes]
+
+    def rounds() -> list[int]:
+        for program in programs:
+            program.send_line("")
+        told = [program.next_line().split(" ", 1) for program in programs]
+        assert [wrong for _, wrong in told] == ["[]"] * 3
+        return [int(done) for done, _ in told]
+
+    rounds()
+    for _ in range(5):
+        cluster.kill_daemon(1, cluster.ask(1, "mignode")["pid"])
+        before = rounds()
+        assert all(one < other for one, other in zip(before, rounds(), strict=True)), "they go on without it"
+        cluster.run(1, "mignode")  # as systemd does, while they go on
+        rounds()
+    wait_until(lambda: cluster.ask(1, "mignode")["processes"] >= 2, "it knows the two that chose")
+    rounds()
+    for program in programs:
+        program.finish()
 
 
 def test_a_new_mount_knows_what_mignode_knows(cluster: Cluster, marked: str) -> None:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -18,10 +19,11 @@ from mignode.handover import Record
 from mignode.homeanswers import answer
 from mignode.journey import Journey
 from mignode.line import Line
-from mignode.links import LinkHome, attend
+from mignode.linkends import answer_told
+from mignode.links import LinkAway, LinkHome, attend
 from mignode.record import Files, records
 from mignode.traits import Traits
-from mignode.words import END_UNKNOWN
+from mignode.words import END_UNKNOWN, AskSetting, ChangeSetting
 from omfs.config import Settings
 from omfs.errors import NodeDown, RemoteFailure
 from omfs.net.transport import MemoryTransport, memory_transports
@@ -125,7 +127,15 @@ class Room:
         async def why(guest: Any, is_brief: bool) -> str:
             return "nothing keeps it"
 
-        self.link = LinkHome(self.guest, standing, Settings(), move, why)
+        async def selected(guest: Any, node: int | None) -> int:
+            self.selected = await self.selects(self.selected if node is None else node)
+            return self.selected
+
+        self.selected = 0
+        self.link = LinkHome(self.guest, standing, Settings(), move, why, selected=selected)
+
+    async def selects(self, node: int) -> int:
+        return node
 
     async def _move(self, node: int, report: Callable[[Journey], None]) -> None:
         report(Journey(AWAY, node))
@@ -249,6 +259,33 @@ async def test_a_call_and_an_order_that_are_under_way_end_with_the_line(room: Ro
         await trio.testing.wait_all_tasks_blocked()
         room.break_line()
     assert len(failures) == 2
+
+
+async def test_home_says_and_asks_what_the_root_selects(room: Room, autojump_clock: object) -> None:
+    way = room.deputy.way
+    assert way is not None
+    assert await way.selected(None) == 0
+    assert await way.selected(3) == 3
+    assert room.selected == 3
+    assert await way.selected(None) == 3
+
+    async def ended(node: int) -> int:
+        raise ProcessLookupError(errno.ESRCH, "it has ended")
+
+    room.selects = ended  # type: ignore[method-assign]
+    with pytest.raises(RemoteFailure, match="it has ended") as caught:
+        await way.selected(2)
+    assert caught.value.errno == errno.ESRCH
+
+
+@pytest.mark.parametrize("word", [AskSetting(1, "lock"), ChangeSetting(1, "selected", "x")])
+async def test_home_asks_for_nothing_else(room: Room, autojump_clock: object, word: Any) -> None:
+    [way] = [one for one in (room.deputy.way,) if isinstance(one, LinkAway)]
+    number = way._answers.ask()
+    way._speaker.say(msgspec.structs.replace(word, number=number))
+    with pytest.raises(RemoteFailure):
+        await answer_told(way._answers, number)
+    assert room.selected == 0
 
 
 async def test_home_orders_a_move_and_hears_how_it_goes(room: Room, autojump_clock: object) -> None:

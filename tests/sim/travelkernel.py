@@ -24,6 +24,7 @@ ROOT: Final = (1 << 22) - 1  # of the guest, inside; the last that Linux gives
 IMAGE: Final = "steps.img"
 _FINISH_S: Final = 60.0
 _FIRST_PID: Final = 1 << 30  # the machine has none like that
+INIT_PID: Final = _FIRST_PID - 1
 
 
 class Story:
@@ -31,10 +32,12 @@ class Story:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.strangers = 0
+        """Steps of copies that the registry of their node did not know."""
         self.trees: dict[int, Tree] = {}
 
-    def tree(self, steps: int, *, is_held: bool) -> Tree:
-        tree = self.trees[_FIRST_PID + len(self.trees)] = Tree(self, steps, is_held)
+    def tree(self, steps: int, *, is_held: bool, is_known: bool = False) -> Tree:
+        tree = self.trees[_FIRST_PID + len(self.trees)] = Tree(self, steps, is_held, is_known)
         self.check()
         return tree
 
@@ -43,6 +46,7 @@ class Story:
         running = [tree for tree in self.trees.values() if tree.runs]
         assert len(running) <= 1, "two copies run"
         for tree in running:
+            self.strangers += not tree.is_known
             assert tree.steps == self.steps, f"a copy that has made {tree.steps} steps runs; it were {self.steps}"
             tree.steps += 1
             self.steps += 1
@@ -67,8 +71,9 @@ class Story:
 class Tree:
     """All processes of one copy."""
 
-    def __init__(self, story: Story, steps: int, is_held: bool) -> None:
+    def __init__(self, story: Story, steps: int, is_held: bool, is_known: bool) -> None:
         self.steps = steps
+        self.is_known = is_known
         self.is_alive = True
         self.is_held = is_held
         self.is_barred = False
@@ -155,7 +160,7 @@ class Body:
     ) -> None:
         self.init = init
         self.is_dead = is_dead
-        self.pid = _FIRST_PID - 1
+        self.pid = INIT_PID
         self.root = ROOT if init.tree is not None else 0
         self.has_run = init.has_run
         self.story = story

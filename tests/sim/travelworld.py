@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from mignode import body as bodies, desk, guesthouse, leaving, links, migrate, receive
-from mignode.book import Settings as OfProcess
+from mignode.book import Entry, Settings as OfProcess
 from mignode.deputies import Deputy
 from mignode.faultpoints import FaultPoints
 from mignode.guest import Guest
@@ -32,8 +32,9 @@ from mignode.traits import Traits, deputy_in
 from omfs.config import Settings
 from omfs.errors import BodyLost, NodeDown, OmfsError
 from omfs.kernel.processes import Identity
+from omfs.magic.places import Place
 from omfs.net.transport import MemoryTransport, memory_transports
-from tests.sim.travelkernel import ROOT, Body, Criu, Init, Story
+from tests.sim.travelkernel import INIT_PID, ROOT, Body, Criu, Init, Story
 
 NODES: Final = (1, 2, 3)
 HOME: Final = 1
@@ -41,6 +42,7 @@ NAME: Final = f"{HOME}.{ROOT}.99"
 TRAITS: Final = Traits(NAME, HOME, ROOT, 1001, 1001, (), "one", b"prog", b"plan", ROOT)
 SETTLED_S: Final = 100.0  # all that may be waited for is over
 MOMENT_S: Final = 5.0
+_TICKS: Final = 77  # of any process but mosrun
 
 
 class Killed(BaseException):
@@ -77,11 +79,12 @@ class Mosrun:
 
 
 class Registry:
-    """Of one process, mosrun.  It tells nobody: what it knows ends with its mignode."""
+    """Of mosrun, and of guests that leave and come.  What it knows of mosrun ends with its mignode."""
 
-    def __init__(self, own_id: int) -> None:
+    def __init__(self, own_id: int, story: Story) -> None:
         self.own_id = own_id
         self.here = own_id
+        self._story = story
 
     def entry_of(self, _: object) -> Any:
         return types.SimpleNamespace(settings=OfProcess(), place=types.SimpleNamespace(here=self.here))
@@ -91,8 +94,15 @@ class Registry:
         assert node != self.here
         self.here = node
 
-    async def arrived(self, entries: list[object]) -> None:
-        assert entries == []
+    def departing(self, process: Identity) -> Entry:
+        assert self._story.trees[process.pid].is_held, "what it does now nobody would know there"
+        return Entry(Place(*process, HOME, self.own_id, self.own_id, "image"), OfProcess())
+
+    async def arrived(self, entries: list[Entry]) -> None:
+        root, init = (entry.place for entry in entries)
+        assert init == root.passed_to((INIT_PID, _TICKS))
+        assert (root.home, root.here, root.image) == (HOME, self.own_id, "image")
+        self._story.trees[root.pid].is_known = True
 
 
 class Move:
@@ -133,7 +143,7 @@ class Host:
             node_map=types.SimpleNamespace(nodes={number: (f"node{number}",) for number in NODES}),
         )
         store: Any = types.SimpleNamespace(values=types.SimpleNamespace(block=False))
-        registry: Any = Registry(self.number)
+        registry: Any = Registry(self.number, self._world.story)
         settings = Settings(run_dir=str(self.run_dir), images_max_bytes=1 << 20)
         self._has_ended, self.standing = trio.Event(), standing
         try:
@@ -233,7 +243,7 @@ class World:
         folder.make()
         folder.traits, folder.record, folder.stay = TRAITS, Record(HOME), Stay(Phase.HERE, 1)
         init = home.inits[NAME] = Init()
-        init.tree, init.has_run = self.story.tree(0, is_held=False), True
+        init.tree, init.has_run = self.story.tree(0, is_held=False, is_known=True), True
         deputy = home.house._deputies.add(Deputy(TRAITS))
         home.house._guests.add(Guest(folder, TRAITS, home.body(init), epoch=1))
         deputy.attach(self.mosrun)
@@ -381,6 +391,7 @@ class World:
                 await host.restart()
         await trio.sleep(within_s)
         self.story.check()
+        assert self.story.strangers == 0
         for host in self.hosts.values():
             assert list(host.house._images.path.iterdir()) == [], "images are left"
 
@@ -439,6 +450,8 @@ class World:
                     init.hold.undo()
 
     def _identify(self, pid: int) -> Identity | None:
+        if pid == INIT_PID or pid in self.story.trees:
+            return Identity(pid, _TICKS)
         return deputy_in(NAME) if pid == ROOT and self.mosrun.lives else None
 
     def replace(self, monkeypatch: pytest.MonkeyPatch) -> None:

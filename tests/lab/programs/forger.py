@@ -37,7 +37,7 @@ async def forge(node: int, images: Images) -> None:
     line = await dial_line(standing, settings, node, 20)
     arrive = Arrive(
         guest=name, attempt=2, epoch=1, home=standing.local.node_id, hostname="node", command=b"forged", uid=USER,
-        gid=USER, groups=(), processes=1, memory_bytes=4096, processor=pack(read_processor()), settings=b"\x90", plan=b"",
+        gid=USER, groups=(), processes=1, memory_bytes=4096, processor=pack(read_processor()), plan=b"",
         root=pid, past=Past(),
     )  # fmt: skip
     await line.send(arrive, deadline_s=20)
