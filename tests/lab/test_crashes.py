@@ -22,6 +22,9 @@ os.fsync(target); os.close(target)
 """
 
 
+KILLER = "import os, sys; print('ready', flush=True); sys.stdin.readline(); os.kill({pid}, 9)"
+
+
 @pytest.mark.parametrize("is_read", [False, True])
 def test_the_export_is_killed_in_the_middle_of_a_copy(cluster: Cluster, is_read: bool) -> None:
     """Copied to the owner, and from it: a reader must not take what is lost for the end of the file."""
@@ -30,10 +33,13 @@ def test_the_export_is_killed_in_the_middle_of_a_copy(cluster: Cluster, is_read:
     cluster.run(2 if is_read else 1, f"head -c 400M /dev/urandom > {(far if is_read else near).native}/file")
     copy = cluster.start_python(1, COPY.format(source=f"{source}/file", target=f"{target}/file"))
     for part in range(3):
-        before = cluster.export_pid(2)
         copy.wait_line(f"part {part}", timeout_s=120)
+        before = cluster.export_pid(2)
+        killer = cluster.start_python(2, KILLER.format(pid=before))
+        killer.wait_line("ready")
         copy.send_line("")
-        cluster.kill_daemon(2, before)  # while it copies these, or at the latest before it is told to go on
+        killer.send_line("")  # at once, so that requests are under way
+        killer.finish()
         cluster.wait_new_export(2, before)
     for part in (3, 4):
         copy.wait_line(f"part {part}", timeout_s=120)
