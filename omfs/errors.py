@@ -79,6 +79,10 @@ class WireError(OmfsError):
     errno = _errno.EPROTO
 
 
+class RuleBroken(WireError):
+    """A well-formed request that no honest mount makes; the connections of who made it are closed."""
+
+
 class SessionEnded(OmfsError):
     """The holder was gone for too long, or we stop: it has nothing of ours any more, and will not answer."""
 

@@ -252,12 +252,15 @@ def _heal(options: argparse.Namespace) -> int:
 
 
 def _down(options: argparse.Namespace) -> int:
-    from omfs.lab import cluster
+    from omfs.lab import cluster, state
 
     paths = LabPaths(options.name)
     with _console(stderr=True).status(f"taking down lab {options.name!r} ..."):
         found = cluster.down(paths)
     print(f"lab {options.name!r} is gone" if found else f"there is no lab {options.name!r}; nothing to do")
+    if not found:  # a demo that was killed leaves one that nobody has named
+        for name in state.existing_labs():
+            print(f"there is lab {name!r}: omfs-lab down --name {name}")
     return 0
 
 

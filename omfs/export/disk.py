@@ -18,7 +18,7 @@ import stat
 from typing import Final
 
 from omfs import wire
-from omfs.errors import ConfigError
+from omfs.errors import ConfigError, RuleBroken
 from omfs.export.bare import bare_of
 from omfs.export.handles import Sealer
 from omfs.export.mounts import Mount, Mounts
@@ -250,11 +250,14 @@ class Disk:
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what is not one component of a path: OSError EINVAL or ENAMETOOLONG."""
+    """Refuse what is not one component of a path: OSError ENAMETOOLONG, or RuleBroken for what no kernel asks for.
+
+    Each kernel takes paths apart itself, and "." and ".." are asked only of file systems that say so for NFS.
+    """
     if len(name) > NAME_MAX_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if _SLASH in name or 0 in name or name in _NO_NAMES:
-        raise OSError(errno.EINVAL, "not the name of a directory entry")
+        raise RuleBroken(f"asked for {name!r}, which is not the name of a directory entry")
 
 
 def attributes_of(status: os.stat_result) -> wire.Attributes:

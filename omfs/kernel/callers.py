@@ -26,7 +26,8 @@ ASLEEP_WITHIN_S: Final = 0.05  # a thread whose request we have read is about to
 
 class _Numbers(NamedTuple):
     """Of calls that look at names and keep no directory locked while they ask for attributes; of those that open, with
-    the place of their flags; of creat; of those that move directories, and ask about them with others locked.
+    the place of their flags; of creat; of those that move directories, and ask about them with others locked; of those
+    that ask for extended attributes.
 
     Source: arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl, include/uapi/asm-generic/unistd.h,
     arch/arm/tools/syscall.tbl.
@@ -36,6 +37,7 @@ class _Numbers(NamedTuple):
     opening: dict[int, int]
     creat: int | None
     renaming: frozenset[int]
+    xattrs: frozenset[int]
 
 
 _OPENAT2: Final = 437  # everywhere
@@ -45,13 +47,19 @@ _X86_64: Final = _Numbers(
     {2: 2, 257: 3},
     85,
     frozenset({82, 264, 316}),
+    frozenset({191, 192, 193, 194, 195, 196, 464, 465}),
 )
 _GENERIC: Final = _Numbers(
-    frozenset({8, 9, 10, 11, 12, 13, 43, 48, 49, 78, 79, 80, 221, 281, 291, 439}), {56: 3}, None, frozenset({38, 276})
+    frozenset({8, 9, 10, 11, 12, 13, 43, 48, 49, 78, 79, 80, 221, 281, 291, 439}),
+    {56: 3},
+    None,
+    frozenset({38, 276}),
+    frozenset({8, 9, 10, 11, 12, 13, 464, 465}),
 )
-_I386: Final = _Numbers(frozenset(), {5: 2, 295: 3}, 8, frozenset({38, 302, 353}))
-_ARM: Final = _Numbers(frozenset(), {5: 2, 322: 3}, 8, frozenset({38, 329, 382}))
-_NONE: Final = _Numbers(frozenset(), {}, None, frozenset())
+_XATTRS_OLD: Final = frozenset({229, 230, 231, 232, 233, 234, 464, 465})
+_I386: Final = _Numbers(frozenset(), {5: 2, 295: 3}, 8, frozenset({38, 302, 353}), _XATTRS_OLD)
+_ARM: Final = _Numbers(frozenset(), {5: 2, 322: 3}, 8, frozenset({38, 329, 382}), _XATTRS_OLD)
+_NONE: Final = _Numbers(frozenset(), {}, None, frozenset(), frozenset())
 _BY_MACHINE: Final = {
     "x86_64": (_X86_64, _I386),
     "aarch64": (_GENERIC, _ARM),
@@ -92,6 +100,18 @@ def may_rename(thread: int) -> bool:
     except (OSError, ValueError):
         return True  # it has ended, runs, or is not shown to us
     return not call.numbers.renaming or call.words[0] in {*call.numbers.renaming, _IO_URING_ENTER}
+
+
+def asks_xattrs(thread: int) -> bool:
+    """Whether the thread is in getxattr(2), listxattr(2) or one of their kind; False where that can't be told.
+
+    Else it walks a path, for which the kernel asks for the ACLs of directories.
+    """
+    try:
+        call = _call_of(thread, _when_asleep(f"/proc/{thread}/syscall"))
+    except (OSError, ValueError):
+        return False  # it has ended, or is not shown to us
+    return call.words[0] in call.numbers.xattrs
 
 
 def creates(thread: int) -> bool:

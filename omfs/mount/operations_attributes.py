@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from omfs import wire
 from omfs.errors import RemoteFailure
+from omfs.kernel.callers import asks_xattrs
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.flights import in_flight
 from omfs.mount.handlers import answering
@@ -22,6 +25,8 @@ from omfs.mount.inodes import ROOT_ID, Inode
 from omfs.mount.operations_files import FileOperations
 from omfs.mount.remote import RemoteNode
 from omfs.mount.xattrs import ACL_NAMES, KEPT_ERRORS, LABEL, Xattrs
+
+T = TypeVar("T")
 
 
 class AttributeOperations(FileOperations):
@@ -122,9 +127,8 @@ class AttributeOperations(FileOperations):
             if answer is not None:
                 self.counters.answered_xattrs += 1
                 return _value(name, answer)
-        node, handle = await self.place(inode)
         try:
-            answer = await node.get_xattr(handle, name, caller)
+            answer = await _asked(known, lambda handle: known.owner.get_xattr(handle, name, caller), ctx.pid, name)
             self.has_labels |= name == LABEL
         except RemoteFailure as error:
             if error.errno not in KEPT_ERRORS:
@@ -161,8 +165,7 @@ class AttributeOperations(FileOperations):
             if names is not None:
                 self.counters.answered_xattrs += 1
                 return names
-        node, handle = await self.place(inode)
-        names = await node.list_xattrs(handle, caller)
+        names = await _asked(known, lambda handle: known.owner.list_xattrs(handle, caller), ctx.pid)
         self.has_labels |= LABEL in names
         if hold is not None and known.hold == hold:
             _xattrs(known).keep_names(by_root, names)
@@ -174,6 +177,17 @@ class AttributeOperations(FileOperations):
         node, handle = await self.place(inode)
         async with self.changing(known, data=False):
             await node.remove_xattr(handle, name, caller)
+
+
+async def _asked(known: Inode[RemoteNode], ask: Callable[[bytes], Awaitable[T]], thread: int, name: bytes = b"") -> T:
+    """What *ask* learns by the handle of *known*.
+
+    `ls -l /mfs` asks for ACL and label of each node's root and is not to wait for nodes that are away.  But the kernel
+    asks for the ACL, too, where somebody walks through a root, who waits for the node as for what is below.
+    """
+    if known.handle is not None:
+        return await ask(known.handle)
+    return await known.owner.ask_of_root(ask, lambda: name in ACL_NAMES and not asks_xattrs(thread))
 
 
 def _xattrs(inode: Inode[RemoteNode]) -> Xattrs:

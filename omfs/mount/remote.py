@@ -18,7 +18,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _TEND_INTERVAL_S: Final = 1.0
 _SILENT_S: Final = 1.0  # `ls -l /mfs` waits that long for a node, once; then not before it is heard again
+_AGAIN_S: Final = 0.05  # and then so long for each question that it can't do without
 _CLOSE_WRITTEN_S: Final = 0.001  # until then nobody can execute the file there (ETXTBSY)
 _CLOSE_ROW_S: Final = 0.005  # the same in a row of files that are written one after the other
 _CLOSE_READ_S: Final = 0.01
@@ -215,6 +218,26 @@ class RemoteNode:
 
     def _last_root_attributes(self) -> wire.AttributesGot | None:
         return None if self.root_attributes is None else wire.AttributesGot(self.root_attributes)
+
+    async def ask_of_root(self, ask: Callable[[bytes], Awaitable[T]], must_wait: Callable[[], bool]) -> T:
+        """What *ask* learns of the root by its handle; for `ls -l /mfs`, as `get_root_attributes`.
+
+        Where the node is silent: NodeDown, for nobody knows the answer.  But first *must_wait* is asked whether
+        the caller is on its way to something below, and so waits for the node as for that.
+        """
+        is_silent = self._is_doubtful and (self.peer.state != "up" or self.peer.silent_s > _SILENT_S)
+        self._is_doubtful = True
+        with trio.move_on_after(_AGAIN_S if is_silent else _SILENT_S):
+            try:
+                answer = await ask(await self.root())
+            except RemoteFailure:
+                self._is_doubtful = False
+                raise
+            self._is_doubtful = False
+            return answer
+        if not must_wait():
+            raise NodeDown(f"node {self.node_id} is silent")
+        return await ask(await self.root())
 
     # ------------------------------------------------------------ leases
 

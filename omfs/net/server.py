@@ -25,7 +25,7 @@ import trio
 
 from omfs import wire
 from omfs.config import Settings
-from omfs.errors import HelloRefused, NotServed, OmfsError, OpenLost, WireError
+from omfs.errors import BadHandle, HelloRefused, NotServed, OmfsError, OpenLost, RuleBroken, WireError
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
@@ -55,7 +55,10 @@ class Service(Protocol):
     """What the server serves."""
 
     def answer(self, session: Session, request: wire.Request, bulk: Buffer) -> Answer | Coroutine[Any, Any, Answer]:
-        """Answer at once, or with a coroutine when it may take long.  OSError and OmfsError become wire.Failed."""
+        """Answer at once, or with a coroutine when it may take long.
+
+        OSError and OmfsError become wire.Failed, but RuleBroken costs the holder its connections.
+        """
 
     def given_up(self, session: Session, reply: wire.Message) -> None:
         """The holder will never take this reply to a request that was executed: close what it opened."""
@@ -324,7 +327,7 @@ class Server:
         try:
             answer = self.service.answer(session, request, bulk)
         except Exception as error:
-            answer = failure(error, request), b""
+            answer = _refusal(session, error, request), b""
         if not isinstance(answer, tuple):
             self._start(session, lane, request_id, request, len(bulk), answer)
             return
@@ -374,8 +377,12 @@ class Server:
             with scope:
                 try:
                     reply, bulk = await work
-                except Exception as error:
+                except RuleBroken as error:
+                    log.warning("node %d: %s; connection closed", session.node_id, error)
+                    session.close_channels("broke the rules")
                     reply = failure(error, request)
+                except Exception as error:
+                    reply = _refusal(session, error, request)
         finally:
             # No await between these two: a repeat finds the request executing, or its reply.
             self._executing -= 1
@@ -439,6 +446,19 @@ def failure(error: Exception, request: wire.Message) -> wire.Failed:
         return wire.Failed(errno=error.errno, text=(error.strerror or "")[:200])
     log.error("%s failed here", type(request).__name__, exc_info=error)
     return wire.Failed(errno=errno.EIO, text="internal error, see the owner's log")
+
+
+def _refusal(session: Session, error: Exception, request: wire.Message) -> wire.Failed:
+    """As `failure`, but raises RuleBroken.
+
+    Of a holder with handles that are none of ours, forged or sealed with a key that we lost, is said so once.
+    """
+    if isinstance(error, RuleBroken):
+        raise error
+    if isinstance(error, BadHandle) and not session.has_bad_handles:
+        session.has_bad_handles = True
+        log.warning("node %d: %s; answered with ESTALE, and not said again of this session", session.node_id, error)
+    return failure(error, request)
 
 
 def _may_wait_for_ever(request: wire.Message) -> bool:

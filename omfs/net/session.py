@@ -46,6 +46,7 @@ class Session:
         self.software = ""
         self.confirmed = False  # the holder is known to have seen its Welcomed
         self.ended = False
+        self.has_bad_handles = False  # of another owner, or forged; it was said
         self.requests = 0
         self._channels: list[Channel | None] = [None, None]
         self._lost_s = trio.current_time()  # when the last connection went

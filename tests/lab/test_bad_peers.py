@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import PROGRAMS, Cluster
 
 pytestmark = pytest.mark.lab
 
@@ -57,6 +60,20 @@ def test_strangers_and_broken_peers_disturb_nobody(cluster: Cluster) -> None:
     log = cluster.log(2)
     assert "TLS handshake failed" in log
     assert "connection closed" in log
+
+
+def test_a_node_that_forges_handles_or_asks_for_what_is_no_name(cluster: Cluster) -> None:
+    here = cluster.fresh_dir(2)
+    busy = cluster.start_program(1, "appender.py", f"{here.remote}/log", "node1", "300")
+    before = len(cluster.log(2))
+    told = cluster.lab.exec(3, [sys.executable, str(PROGRAMS / "asks_wrongly.py"), "2"], check=True).stdout.split("\n")
+    assert told == [*["ESTALE"] * 4, "connected", "no answer", "no answer", ""]
+    log = cluster.log(2)[before:]
+    assert log.count("answered with ESTALE") == 1
+    for name in (b"..", b"etc/passwd"):
+        assert re.search(rf"node 3 \(.*\): asked for {re.escape(str(name))}, which is not .*; connection closed", log)
+    busy.wait_success(timeout_s=120)
+    assert cluster.program(3, "check_records.py", f"{here.remote}/log", "300", "node1") == "ok\n"
 
 
 def test_a_peer_of_another_cluster_is_refused(cluster: Cluster) -> None:

@@ -9,29 +9,45 @@ from tests.lab.cluster import Cluster, wait_until
 pytestmark = pytest.mark.lab
 
 
-def test_the_export_is_killed_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    here = cluster.fresh_dir(2)
-    script = f"""
-import hashlib, os
-sent = hashlib.sha256()
-fd = os.open("{here.remote}/copy", os.O_WRONLY | os.O_CREAT)
-for n in range(400):
-    block = os.urandom(1 << 20); sent.update(block)
-    at = 0
-    while at < len(block): at += os.write(fd, block[at:])
-    if n == 60: print("going", flush=True)
-os.fsync(fd); os.close(fd)
-print(sent.hexdigest(), flush=True)
+COPY = """
+import os, sys
+source, target = os.open("{source}", os.O_RDONLY), os.open("{target}", os.O_WRONLY | os.O_CREAT)
+for part in range(5):
+    print("part", part, flush=True); sys.stdin.readline()
+    for _ in range(100):
+        block = os.read(source, 1 << 20)
+        while block: block = block[os.write(target, block):]
+assert not os.read(source, 1)
+os.fsync(target); os.close(target)
 """
-    writer = cluster.start_python(1, script)
-    writer.wait_line("going")
-    for _ in range(3):
+
+
+KILLER = "import os, sys; print('ready', flush=True); sys.stdin.readline(); os.kill({pid}, 9)"
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_the_export_is_killed_in_the_middle_of_a_copy(cluster: Cluster, is_read: bool) -> None:
+    """Copied to the owner, and from it: a reader must not take what is lost for the end of the file."""
+    near, far = cluster.fresh_dir(1), cluster.fresh_dir(2)
+    source, target = (far.remote, near.native) if is_read else (near.native, far.remote)
+    cluster.run(2 if is_read else 1, f"head -c 400M /dev/urandom > {(far if is_read else near).native}/file")
+    copy = cluster.start_python(1, COPY.format(source=f"{source}/file", target=f"{target}/file"))
+    for part in range(3):
+        copy.wait_line(f"part {part}", timeout_s=120)
         before = cluster.export_pid(2)
-        cluster.kill_daemon(2, before)
+        killer = cluster.start_python(2, KILLER.format(pid=before))
+        killer.wait_line("ready")
+        copy.send_line("")
+        killer.send_line("")  # at once, so that requests are under way
+        killer.finish()
         cluster.wait_new_export(2, before)
-    digest = writer.wait_success(timeout_s=240).split()[-1]
-    assert cluster.run(2, f"sha256sum {here.native}/copy").split()[0] == digest
-    assert cluster.run(3, f"sha256sum {here.remote}/copy").split()[0] == digest
+    for part in (3, 4):
+        copy.wait_line(f"part {part}", timeout_s=120)
+        copy.send_line("")
+    copy.wait_success(timeout_s=240)
+    sums = {cluster.run(node, f"sha256sum {place.native}/file").split()[0] for node, place in ((1, near), (2, far))}
+    sums.add(cluster.run(3, f"sha256sum {far.remote}/file").split()[0])
+    assert len(sums) == 1
 
 
 def test_open_files_and_locks_survive_a_restart_of_the_export(cluster: Cluster) -> None:

@@ -30,15 +30,28 @@ def test_everything_is_as_it_should_be(demo_lab: Lab) -> None:
     assert demo_lab.remains() == []
 
 
-def test_an_interrupted_demo_takes_everything_down(demo_lab: Lab) -> None:
+def end_in_the_middle(number: signal.Signals) -> int:
+    """Start a demo, send it this signal as a terminal would, and return its status."""
     process = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "cp -v" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    os.killpg(process.pid, number)
     process.communicate(timeout=120)
-    assert process.returncode == 130
+    return process.returncode
+
+
+def test_an_interrupted_demo_takes_everything_down(demo_lab: Lab) -> None:
+    assert end_in_the_middle(signal.SIGINT) == 130
+    assert demo_lab.remains() == []
+
+
+def test_down_says_how_to_take_down_what_a_killed_demo_left(demo_lab: Lab) -> None:
+    assert end_in_the_middle(signal.SIGKILL) == -signal.SIGKILL
+    said = subprocess.run([*COMMAND, "down", "--name", "nobody"], capture_output=True, text=True, check=True).stdout
+    [order] = [line.partition(": omfs-lab ")[2] for line in said.splitlines() if f"{demo.NAME!r}" in line]
+    subprocess.run([*COMMAND, *order.split()], check=True)
     assert demo_lab.remains() == []
 
 

@@ -132,14 +132,47 @@ reader = threading.Thread(target=lambda: got.append(open("fifo").read())); reade
 with open("fifo", "w") as f: f.write("through the pipe")
 reader.join(); assert got == ["through the pipe"]
 s = socket.socket(socket.AF_UNIX); s.bind("sock"); assert stat.S_ISSOCK(os.stat("sock").st_mode)
+s.listen()
+client = socket.socket(socket.AF_UNIX); client.connect("sock"); client.sendall(b"near")
+assert s.accept()[0].recv(9) == b"near"
 for kind in (stat.S_IFCHR, stat.S_IFBLK):
     try: os.mknod("dev", kind | 0o600, os.makedev(1, 3))
     except OSError as error: assert error.errno == errno.EPERM, error
     else: raise AssertionError("a device was made")
 print("ok")
 """
-    assert cluster.python(1, script) == "ok\n"
+    script += "import sys; sys.stdin.readline()"  # it goes on listening
+    program = cluster.start_python(1, script.replace('print("ok")', 'print("ok", flush=True)'))
+    program.wait_line("ok")
+    connect = f"import os, socket; os.chdir('{here.native}'); socket.socket(socket.AF_UNIX).connect('sock')"
+    done = cluster.try_run(2, f'python3 -c "{connect}"')
+    assert "ConnectionRefusedError" in done.stderr, "it is the socket of a program on node 1"
+    program.finish()
     assert cluster.run(2, f"stat -c %F {here.native}/fifo {here.native}/sock").split("\n")[:2] == ["fifo", "socket"]
+
+
+def test_each_fsync_reaches_the_owner(cluster: Cluster) -> None:
+    """Also where all was written already: only its disk knows whether it is safe."""
+    here = cluster.fresh_dir(2)
+    script = f"""
+import os, sys
+os.mkdir("{here.remote}/d")
+file, directory = os.open("{here.remote}/d/f", os.O_RDWR | os.O_CREAT), os.open("{here.remote}/d", os.O_RDONLY)
+os.write(file, b"x"); os.fsync(file); os.fsync(directory)
+for call, fd in ((os.fsync, file), (os.fdatasync, file), (os.fsync, directory)):
+    print("ready", flush=True); sys.stdin.readline()
+    for _ in range(100): call(fd)
+    print("done", flush=True); sys.stdin.readline()
+"""
+    program = cluster.start_python(1, script)
+    for kind in ("fsync", "fdatasync", "fsync of a directory"):
+        program.wait_line("ready")
+        before = cluster.requests_to(1, 2)
+        program.send_line("")
+        program.wait_line("done")
+        assert cluster.requests_to(1, 2) - before >= 100, kind
+        program.send_line("")
+    program.finish()
 
 
 def test_what_is_hidden_and_what_is_refused(cluster: Cluster) -> None:

@@ -108,6 +108,41 @@ def test_hard_waits_and_can_be_killed(cluster: Cluster) -> None:
         patient.finish()
 
 
+XATTR_ERRNO = """
+import os, errno
+try: os.{call}
+except OSError as error: print(errno.errorcode[error.errno])
+else: print("answered")
+"""
+
+
+def test_hard_does_not_make_ls_wait_at_the_top_but_a_user_on_the_way_below(cluster: Cluster) -> None:
+    """`ls -l /mfs` asks for the ACL of each node's root, and so does the kernel where an ordinary user walks through."""
+    here = cluster.fresh_dir(2)
+    cluster.run(2, f"echo x > {here.native}/file")
+    with cluster.mounted(1, f"dfsa=1,hard,timeo={TIMEO_S:g}"):
+        assert cluster.run(1, f"cat {here.remote}/file", user="1001:1001") == "x\n"
+        with cluster.cut(1, 2):
+            # Also what was cached of it is void then, so that the kernel asks for its ACL again.
+            wait_until(lambda: cluster.try_run(1, "omfs-admin status").returncode == 1, "node 2 is away")
+            assert "2" in cluster.run(1, "timeout 10 ls -l /mfs 2>&1 && timeout 10 ls -l /mfs 2>&1")
+            for call in (
+                "getxattr('/mfs/2', 'system.posix_acl_access')",
+                "getxattr('/mfs/2', 'user.x')",
+                "listxattr('/mfs/2')",
+            ):
+                assert cluster.python(1, XATTR_ERRNO.format(call=call), timeout_s=10) == "EHOSTDOWN\n", call
+            script = f"print('go', flush=True); print(open('{here.remote}/file').read())"
+            patient = cluster.start_python(1, script, user="1001:1001")
+            patient.wait_line("go")
+            assert not patient.has_line(within_s=2 * TIMEO_S)
+        patient.wait_line("x", timeout_s=60)
+        patient.finish()
+        assert (
+            cluster.python(1, XATTR_ERRNO.format(call="getxattr('/mfs/2', 'system.posix_acl_access')")) == "ENODATA\n"
+        )
+
+
 def test_a_removed_object_is_stale(cluster: Cluster) -> None:
     here = cluster.fresh_dir(2)
     script = f"""

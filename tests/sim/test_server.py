@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from trio.testing import MockClock
 
 from omfs import wire
 from omfs.config import IN_FLIGHT_MAX, REPLIES_KEPT
-from omfs.errors import HelloRefused, RemoteFailure
+from omfs.errors import BadHandle, HelloRefused, RemoteFailure, RuleBroken
 from omfs.net import server as server_module
 from omfs.net.frames import HEADER, REPLY_BIT
 from omfs.net.hello import check_certificate, check_hello, check_welcome, hello_to
@@ -216,6 +217,57 @@ async def test_a_node_that_breaks_the_rules(
     await client.wait_closed()
     assert f"node 1 (holder): {told}" in caplog.text
     await check_undisturbed(pair)
+
+
+def raising(error: Exception, slowly: bool) -> Callable[..., Any]:
+    """In place of a service's `answer`."""
+
+    async def fail() -> server_module.Answer:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    def answer(*_: object) -> Any:
+        if slowly:
+            return fail()
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize("slowly", [False, True])
+async def test_what_no_kernel_asks_for_costs_the_connections(
+    autojump_clock: MockClock, pair: Pair, caplog: pytest.LogCaptureFixture, slowly: bool
+) -> None:
+    client, bulk = Client(pair), Client(pair)
+    await client.ask(1, hello())
+    await bulk.ask(1, hello(wire.Lane.BULK))
+    answer = pair.service.answer
+    pair.server.service.answer = raising(RuleBroken("asked for b'..'"), slowly)  # type: ignore[method-assign]
+    await client.channel.request(2, look_up(b".."))
+    await client.wait_closed()
+    [line] = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith("node 1")
+    assert line.endswith("asked for b'..'; connection closed")
+    if slowly:
+        await bulk.wait_closed()
+    pair.server.service.answer = answer  # type: ignore[method-assign]
+    await check_undisturbed(pair)
+
+
+@pytest.mark.parametrize("slowly", [False, True])
+async def test_a_handle_that_is_none_of_ours_is_stale_and_said_once(
+    autojump_clock: MockClock, pair: Pair, caplog: pytest.LogCaptureFixture, slowly: bool
+) -> None:
+    """An owner that has lost its key does not know what it gave out itself: no reason to cut anybody off."""
+    client = Client(pair)
+    await client.ask(1, hello())
+    pair.server.service.answer = raising(BadHandle("a handle of 3 bytes"), slowly)  # type: ignore[method-assign]
+    for number in (2, 3):
+        reply = await client.ask(number, wire.GetAttributes(b"abc"))
+        assert isinstance(reply, wire.Failed)
+        assert reply.errno == errno.ESTALE
+    [line] = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith("node 1: a handle of 3 bytes; answered with ESTALE")
 
 
 async def test_large_bulk_data_have_a_lane_of_their_own(

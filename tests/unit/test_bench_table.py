@@ -61,6 +61,13 @@ def test_aims_are_of_rows_that_exist() -> None:
     assert {against for aims in AIMS.values() for against in aims} <= {*ALL, AT_MOST}
 
 
+def test_each_call_is_to_be_no_slower_than_sshfs() -> None:
+    """What the file system's foundation was to reach at the least (its issue): single calls as fast, data twice."""
+    calls = dict.fromkeys(("stat_uncached", "open_read_close", "create_4k", "unlink", "unlink_uncached"), 1)
+    for row, least in {**calls, "read_sequential": 2, "write_sequential": 2}.items():
+        assert AIMS[row]["sshfs"] >= least, row
+
+
 def test_the_table_shows_every_row_and_note(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {contender: dict.fromkeys(ROWS, 1234.5) for contender in ALL}
     table.show(figures, {"sshfs": "caches for 20 s"}, "title")

@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from omfs.kernel import callers, namespaces as ns, processes
-from omfs.kernel.callers import creates, only_looks
+from omfs.kernel.callers import asks_xattrs, creates, only_looks
 from omfs.kernel.libc import libc, system_call
 from tests.unit.askedmount import AskedMount
 from tests.unit.test_fusenotify import wait_stuck
@@ -153,6 +153,21 @@ def test_a_32_bit_program(
         return  # this machine runs none, so nobody asks so
     only_opens = number in (5, 295) and not flags & os.O_CREAT  # the only ones that are known for certain to look
     assert mounted.seen[b"new"] == [expected if question is creates else only_opens]
+
+
+def test_who_asks_for_attributes_and_who_walks(mounted: AskedMount) -> None:
+    mounted.look = asks_xattrs
+    code = """
+import os, sys
+for name, call in (("get", lambda path: os.getxattr(path, "user.x")), ("link", lambda path: os.getxattr(path, "user.x",
+    follow_symlinks=False)), ("list", os.listxattr), ("stat", os.stat), ("open", os.open)):
+    try: call(f"{sys.argv[1]}/{name}", *([os.O_RDONLY] if call is os.open else []))
+    except OSError: pass
+"""
+    subprocess.run([sys.executable, "-SEc", code, str(mounted.top)], check=True)
+    seen = {name: looks[0] for name, looks in mounted.seen.items()}
+    assert seen == {b"get": True, b"link": True, b"list": True, b"stat": False, b"open": False}
+    assert not asks_xattrs(0)
 
 
 STORM: Final = """

@@ -19,13 +19,13 @@ from tests.unit.exportroom import ANN, BOB, BOB_IN_STAFF, ROOT, STAFF, Asker, re
 pytestmark = pytest.mark.lab
 
 BAD_NAMES = [
-    (b"", errno.EINVAL),
-    (b".", errno.EINVAL),
-    (b"..", errno.EINVAL),
-    (b"a/b", errno.EINVAL),
-    (b"/etc", errno.EINVAL),
-    (b"../etc", errno.EINVAL),
-    (b"a\0b", errno.EINVAL),
+    (b"", errno.EPROTO),
+    (b".", errno.EPROTO),
+    (b"..", errno.EPROTO),
+    (b"a/b", errno.EPROTO),
+    (b"/etc", errno.EPROTO),
+    (b"../etc", errno.EPROTO),
+    (b"a\0b", errno.EPROTO),
     (b"x" * 256, errno.ENAMETOOLONG),
 ]
 

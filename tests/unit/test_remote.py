@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import cast
@@ -240,6 +241,53 @@ async def test_the_root_is_asked_once_and_shown_while_the_node_is_away(
     begun = trio.current_time()
     assert await node.get_root_attributes() == wire.AttributesGot(ATTRIBUTES)  # not waited for a second time
     assert trio.current_time() == begun
+
+
+@pytest.mark.parametrize("state", ["up", "connecting"])
+async def test_who_looks_at_a_silent_root_is_told_and_who_walks_through_it_waits(
+    peer: FakePeer, node: RemoteNode, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, state: str
+) -> None:
+    answers: list[bytes] = []
+
+    async def ask(handle: bytes) -> bytes:
+        await peer.call(wire.GetXattr(handle, b"name", USER), wire.Done)
+        return handle
+
+    async def walk() -> None:
+        answers.append(await node.ask_of_root(ask, lambda: True))
+
+    peer.state, peer.silence, peer.silent_s = state, True, 5.0
+    for longest_s in (1.0, 0.1, 0.1):  # waited for once
+        begun_s = trio.current_time()
+        with pytest.raises(NodeDown):
+            await node.ask_of_root(ask, lambda: False)
+        assert trio.current_time() - begun_s <= longest_s
+    nursery.start_soon(walk)
+    await trio.sleep(60)
+    assert not answers
+    peer.state, peer.silence, peer.silent_s = "up", False, 0.0
+    nursery.cancel_scope.cancel()  # the fake never answers what it was asked while silent
+    assert await node.ask_of_root(ask, lambda: False) == b"root"
+
+
+@pytest.mark.parametrize("refusal", [None, RemoteFailure(61)])
+async def test_a_root_that_answered_is_waited_for_again(
+    peer: FakePeer, node: RemoteNode, autojump_clock: trio.testing.MockClock, refusal: OmfsError | None
+) -> None:
+    """Also where the answer was "no such attribute"."""
+
+    async def ask(handle: bytes) -> None:
+        if refusal is not None and not peer.silence:
+            raise refusal
+        await peer.call(wire.GetXattr(handle, b"name", USER), wire.Done)
+
+    with contextlib.nullcontext() if refusal is None else pytest.raises(RemoteFailure):
+        await node.ask_of_root(ask, lambda: False)
+    peer.silence, peer.silent_s = True, 5.0
+    begun_s = trio.current_time()
+    with pytest.raises(NodeDown):
+        await node.ask_of_root(ask, lambda: False)
+    assert trio.current_time() - begun_s == pytest.approx(1.0, abs=0.01)
 
 
 async def test_a_stale_root_is_asked_again(peer: FakePeer, node: RemoteNode) -> None:
