@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Set as AbstractSet
+from collections.abc import Collection, Iterator, Set as AbstractSet
 from typing import Final, NamedTuple
 
 from mignode.facts import Facts, OpenFile, Process
@@ -58,7 +58,7 @@ class Group(NamedTuple):
     read_ends: frozenset[str]  # targets of pipes and FIFOs
     write_ends: frozenset[str]
     masters: frozenset[int]  # numbers of the ptys whose masters are here
-    cluster_devices: frozenset[str]  # "major:minor"
+    watchable_devices: frozenset[str]  # "major:minor"
 
     @classmethod
     def of(cls, facts: Facts) -> Group:
@@ -73,12 +73,24 @@ class Group(NamedTuple):
             frozenset(target for target, info in infos if info.reads),
             frozenset(target for target, info in infos if info.writes),
             frozenset(info.tty_index for _, info in infos if info.tty_index is not None),
-            frozenset(line.device.decode("ascii") for line in facts.mounts.values() if line.fstype == OMFS_TYPE),
+            _watchable_devices(facts.mounts.values()),
         )
 
     def one_ended(self) -> frozenset[str]:
         """Pipes of which only one end is here."""
         return frozenset(one for one in self.read_ends ^ self.write_ends if one.startswith("pipe:"))
+
+
+def _watchable_devices(mounts: Collection[MountLine]) -> frozenset[str]:
+    """Of files that every node has under the path by which CRIU finds a watched one: the mount's, and its bind's.
+
+    Nothing tells by which mount of a device a file was found.  So what is mounted outside the mount as well does not
+    count: that is all that the node shows where the guest is at home, and /run elsewhere.
+    """
+    tops = {line.mountpoint for line in mounts if line.fstype == OMFS_TYPE}
+    below = {line for line in mounts if any(line.mountpoint.startswith(top + b"/") for top in tops)}
+    elsewhere = {line.device for line in mounts if line not in below and line.fstype != OMFS_TYPE}
+    return frozenset(line.device.decode("ascii") for line in mounts if line.device not in elsewhere)
 
 
 def of_files(facts: Facts, group: Group, process: Process, number: int) -> Iterator[Reason]:
@@ -200,8 +212,8 @@ def _of_nameless(group: Group, file: OpenFile, at: str) -> Iterator[Reason]:
         if file.info.process not in (-1, *group.numbers):
             yield Reason(Kind.PIDFD, f"{Kind.PIDFD.value}{at}")
     elif kind == "inotify":
-        if not group.cluster_devices.issuperset(file.info.watched):
-            yield Reason(Kind.WATCH, f"watches files that are not in the cluster by inotify{at}")
+        if not group.watchable_devices.issuperset(file.info.watched):
+            yield Reason(Kind.WATCH, f"watches files of this node by inotify{at}")
     elif target.startswith(_ANON):
         if kind not in _MOVES:
             yield Reason(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -54,10 +55,11 @@ from mignode.transit import (
 )
 from mignode.unkept import note as note_unkept
 from mignode.words import Arrive, Begin, Begun, Discard, Prepared, Release, Restored, Running, State
-from omfs.errors import MoveFailed, OmfsError, RemoteFailure, WireError
+from omfs.errors import CriuEnded, MoveFailed, OmfsError, RemoteFailure, WireError
 from omfs.kernel import processes
 
 _LOOK_S: Final = 5.0
+_ENDS_S: Final = 0.5  # it does so in microseconds; its init tells it then
 
 
 async def migrate(
@@ -238,7 +240,11 @@ async def _dump_and_send(
     async with _sending(images, line, watch, DUMP_S + arrival.memory_bytes / SENT_BYTES_PER_S) as is_written:
         watch.freeze()
         guest.is_frozen = True
-        frozen = await undo.enter_async_context(criu.dump(guest.body.root, images.fd, tree, DUMP_S))
+        try:
+            frozen = await undo.enter_async_context(criu.dump(guest.body.root, images.fd, tree, DUMP_S))
+        except CriuEnded:
+            await _check_survived(guest, watch)
+            raise
         undo.push_async_callback(_thaw, guest)
         transit.faults.at("dumped")
         check_mobile(guest.rooted)
@@ -255,6 +261,19 @@ async def _dump_and_send(
         is_written.set()
     await say(line, State(luggage), state)
     return frozen
+
+
+async def _check_survived(guest: Guest, watch: Stopwatch) -> None:
+    """Where CRIU was killed in the middle: a process that just had its code run ends by that.  Raises MoveFailed."""
+    with trio.move_on_after(_ENDS_S):
+        status = await guest.body.wait_root_ended()
+        watch.lost()
+        raise MoveFailed(f"it has ended ({_how(status)}): criu was killed while it was dumped")
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
 async def _check_terminals(guest: Guest) -> None:

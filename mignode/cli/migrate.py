@@ -131,7 +131,20 @@ def why_it_failed(error: OSError, mount: Path, pid: int, node: int) -> str:
     reason = _why_it_stayed(mount, pid)
     if error.errno == errno.EBUSY and not reason:
         return f"process {pid} is on its way to another node already"
+    if _has_ended(mount, pid):
+        return f"process {pid} has ended"
     return f"process {pid} stays where it is: {reason or os.strerror(error.errno or errno.EIO)}"
+
+
+def _has_ended(mount: Path, pid: int) -> bool:
+    """Meanwhile: a guest's process may end of itself, and of a CRIU that is killed while its code runs inside."""
+    try:
+        controlfile.of_process(mount, pid, journey.FILE).stat()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _why_it_stayed(mount: Path, pid: int) -> str:

@@ -244,6 +244,12 @@ def _follow(stage: Stage) -> None:
     stage.expect(
         [int(words[1]) for words in passes] == list(range(1, len(passes) + 1)), "no pass is lost or told twice"
     )
+    rates = {
+        node: [line for line in passes if line[3] == f"{node}:" and float(line[4]) > 0] for node in ("node1", "node2")
+    }
+    stage.expect(
+        all(rates.values()), "both rates are told: that of node 1, from where it was read first, and that of node 2"
+    )
     before, after = stage.ask(1, f"python3 -c '{_FETCHED}'").split()
     stage.expect(
         int(after) < 100,

@@ -142,6 +142,19 @@ def test_why_it_did_not_move(
     assert "stays where it is: Input/output error" in one_line(capsys)
 
 
+def test_who_has_ended_does_not_stay(
+    process: Path, run: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its journey had said is gone with it, or is there a moment longer."""
+    refuse_with(errno.EIO, monkeypatch)
+    (process / "journey").write_text(told(Journey(1, 2, State.LOST, reason="it has ended (SIGTRAP)")))
+    assert run(str(PID), "2") == 1
+    assert "process 4242 is lost: it has ended (SIGTRAP)" in one_line(capsys)
+    (process / "journey").unlink()
+    assert run(str(PID), "2") == 1
+    assert one_line(capsys) == "migrate: process 4242 has ended\n"
+
+
 def test_what_home_says_is_told(
     process: Path, run: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

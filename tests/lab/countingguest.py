@@ -128,6 +128,12 @@ class CountingGuest:
         self._cluster.run(HOME, known, timeout_s=60)
         return found[0]
 
+    def wait_status(self) -> str:
+        """mosrun's, when it has ended."""
+        return self._cluster.run(
+            HOME, f"until [ -s {self.path}/status ]; do sleep 0.1; done; cat {self.path}/status"
+        ).strip()
+
     def wait_killed(self) -> str:
         """mosrun ends as if the program had been killed; what it says."""
         script = f"until [ -s {self.path}/status ]; do sleep 0.1; done; cat {self.path}/status {self.path}/stderr"

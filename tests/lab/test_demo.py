@@ -27,6 +27,10 @@ def test_everything_is_as_it_should_be(demo_lab: Lab) -> None:
     for shown in ("cp -v", "git clone", "sha256sum", "sqlite3", "flock", "omfs-lab shell 1"):
         assert shown in done.stdout
     assert re.search(r"^on node 2 after \d+ s$", done.stdout, re.MULTILINE), "the cluster itself moved the scan"
+    for node in (1, 2):
+        assert re.search(rf"^pass \d+ on node{node}: \d+ MB/s$", done.stdout, re.MULTILINE), (
+            f"how fast it was on node {node}"
+        )
     assert demo_lab.remains() == []
 
 

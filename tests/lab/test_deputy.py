@@ -33,6 +33,28 @@ for line in sys.stdin:  # what is typed
 os.kill(pid, 9)
 os.waitpid(pid, 0)
 """
+SHELL = """
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+for line in sys.stdin:  # columns and rows, what is typed, and what is to be shown then
+    columns, rows, keys, wanted = eval(line)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    os.write(terminal, keys)
+    shown = b""
+    while wanted not in shown:
+        shown += os.read(terminal, 4096)
+    print("shown", shown.split(wanted)[1].split(b"\\n")[0].strip().decode(), flush=True)
+os.close(terminal)  # the shell ends by SIGHUP
+os.waitpid(pid, 0)
+"""
+SIZED = """
+import os, sys
+print("guest", os.getpid(), flush=True)
+for line in sys.stdin:
+    print(f"<{line.strip().upper()} {os.get_terminal_size(0).columns}x{os.get_terminal_size(0).lines}>", flush=True)
+"""
 PARENT = """
 import os, subprocess, sys
 mosrun = subprocess.Popen(
@@ -155,10 +177,44 @@ def test_its_terminal_is_also_the_one_that_the_program_opens_by_name(cluster: Cl
     wait_nothing_left(cluster)
 
 
+def test_a_shell_stops_it_and_takes_it_to_the_foreground_while_it_is_away(cluster: Cluster) -> None:
+    """And it hears how large the window is now: in the foreground, and when it comes back to it."""
+    directory = cluster.fresh_dir(1).native
+    cluster.run(1, f"cat > {directory}/sized.py <<'THE END'\n{SIZED}\nTHE END")
+    shell = cluster.start_python(1, SHELL, user=ALICE)
+
+    def types(columns: int, keys: str, wanted: str) -> str:
+        shell.send_line(repr((columns, 24, keys.encode(), wanted.encode())))
+        return shell.next_line().removeprefix("shown").strip()
+
+    mosrun = types(80, f"mosrun python3 {directory}/sized.py\n", "guest ")
+    types(80, "at home\n", "<AT HOME 80x24>")
+    for columns, node in ((100, 2), (120, 3)):
+        cluster.run(1, f"migrate {mosrun} {node}", user=ALICE)
+        types(columns, "there\n", f"<THERE {columns}x24>")
+        types(columns, "\x1a", "Stopped")
+        wait_until(lambda node=node: state_of_guest(cluster, node) == "T", "it is stopped where it runs")
+        types(columns + 1, "fg\n", "mosrun python3")
+        types(columns + 1, "again\n", f"<AGAIN {columns + 1}x24>")
+    types(80, "\x1a", "Stopped")
+    cluster.run(1, f"migrate {mosrun} home", user=ALICE)  # it is stopped there, too
+    assert state_of_guest(cluster, 1) == "T"
+    types(90, "fg\n", "mosrun python3")
+    types(90, "at home\n", "<AT HOME 90x24>")
+    types(90, "\x04", "$ ")
+    types(90, "echo it was $?\n", "it was 0")
+    shell.finish()
+    wait_nothing_left(cluster)
+
+
 @pytest.mark.timeout(600)
 def test_a_stream_through_it_while_it_hops(cluster: Cluster) -> None:
-    """Not a byte lost or repeated; and none is made up."""
-    process = cluster.lab.popen(1, "mosrun cat <&0 & echo $! >&2; wait; echo status $? >&2", user=ALICE)
+    """Not a byte lost or repeated; and none is made up.  In all three: what comes in goes out, and is told as error."""
+    directory = cluster.fresh_dir(1).native
+    cluster.run(1, f"chmod 777 {directory}")
+    told = f"{directory}/told"
+    script = f"mosrun tee /dev/stderr <&0 2> >(sha256sum > {told}) & echo $! >&2; wait $!; echo status $? >&2"
+    process = cluster.lab.popen(1, script, user=ALICE)
     given, got = hashlib.sha256(), hashlib.sha256()
     sizes = {"got": 0}
     is_enough = threading.Event()
@@ -196,4 +252,5 @@ def test_a_stream_through_it_while_it_hops(cluster: Cluster) -> None:
     assert process.stderr.readline() == "status 0\n"
     assert sizes["got"] >= STREAM_BYTES
     assert got.digest() == given.digest()
+    assert cluster.run(1, f"until [ -s {told} ]; do sleep 0.1; done; cat {told}").split()[0] == given.hexdigest()
     wait_nothing_left(cluster)

@@ -15,6 +15,7 @@ from mignode.processor import read_processor
 from tests.lab.cluster import Cluster
 from tests.lab.countingguest import HOME, CountingGuest
 
+KILLS: Final = 6
 _IMPATIENT: Final = """
 grep -q guest_timeout_s /etc/omfs/omfs.toml && exit
 printf '%s\n' 'guest_timeout_s = 10.0' 'images_max_bytes = 67108864' >> /etc/omfs/omfs.toml
@@ -55,6 +56,27 @@ def test_criu_is_killed_at_the_source(cluster: Cluster, guest: CountingGuest) ->
         else:
             assert guest.end_of(moving) == (0, "")
             assert guest.check() == node
+
+
+def test_criu_is_killed_at_any_moment(cluster: Cluster, guest: CountingGuest) -> None:
+    """Of few moments the program dies by SIGTRAP, as its own code runs in there: then nobody says that it stays."""
+    killed = 0
+    for _ in range(KILLS):
+        killer = cluster.start_program(HOME, "criukiller.py")
+        killer.wait_line("ready")
+        status, said = guest.end_of(guest.start_move(2))
+        killed += killer.next_line() == "killed"
+        if status == 0:
+            assert guest.check() == 2
+            guest.move(HOME)
+        elif "stays where it is" in said:
+            assert guest.check() == HOME
+        else:
+            assert said.startswith(f"migrate: process {guest.pid} ")
+            assert said.endswith((" has ended\n", "it has ended (SIGTRAP): criu was killed while it was dumped\n"))
+            assert guest.wait_status() == str(128 + signal.SIGTRAP)
+            guest = CountingGuest(cluster)
+    assert killed
 
 
 def test_criu_is_killed_at_the_destination(cluster: Cluster, guest: CountingGuest) -> None:

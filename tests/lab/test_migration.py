@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import PROGRAMS, Cluster, Program
 from tests.lab.migrants import COMMANDS, FILES, PYTHON
 
 MOVED_WITHIN_S: Final = 600.0  # a move of much memory, or many files, takes seconds
@@ -70,6 +70,24 @@ def test_a_thousand_open_files_on_three_nodes(cluster: Cluster) -> None:
     places = " ".join(cluster.fresh_dir(node).remote for node in (1, 2, 3))
     right, moved = run_both(cluster, directory, f"{PYTHON} files.py {places}", ALICE)
     assert moved == right
+
+
+def test_what_a_program_holds_goes_along(cluster: Cluster) -> None:
+    """One guest with all that docs/migration.md says is moved; two of its watches are on the nodes that it comes to."""
+    program = cluster.fresh_dir(1)
+    watched = [cluster.fresh_dir(node) for node in (2, 3)]
+    for place in (program, *watched):
+        cluster.run(place.owner, f"chown {ALICE} {place.native}")
+    command = f"mosrun {PYTHON} {PROGRAMS}/holdsall.py {' '.join(one.remote for one in watched)}"
+    guest = Program(cluster.lab, cluster.lab.popen(1, f"cd {program.native}; exec {command}", user=ALICE))
+    pid = guest.next_line()
+    guest.send_line("look")
+    assert guest.next_line() == "ok"
+    for node in (*ROUTE, "3", "2"):
+        cluster.run(1, f"migrate {pid} {node}", user=ALICE)
+        guest.send_line("look")
+        assert (node, guest.next_line()) == (node, "ok")
+    guest.finish()
 
 
 def test_nobody_moves_what_is_not_his(cluster: Cluster) -> None:

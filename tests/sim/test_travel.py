@@ -7,6 +7,7 @@ here it is the code that follows them.  With a real kernel: tests/lab/test_hando
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,15 @@ from mignode.images import Images
 from mignode.past import OfNode, Past
 from mignode.reasons import Kind, Reason
 from mignode.words import StillHere
-from omfs.errors import HandoverRefused, RemoteFailure
+from omfs.errors import CriuEnded, HandoverRefused, RemoteFailure
 from tests.sim.travelworld import HOME, NAME, World
 
 SOURCE: Final = ("began", "prepared", "dumped", "sent", "restored", "kept", "barred", "committed", "ran")
 DESTINATION: Final = ("arrived", "hatched", "received", "rebuilt", "held", "decided", "written", "let-run")
+STAGES: Final = (
+    "looked whether it can move", "prepared a place there", "dumped and sent", "restored there", "committed",
+    "released", "ended here",
+)  # fmt: skip
 ASKING: Final = ("restored", "kept", "barred")
 """Points of a source whose destination has its copy: it goes on, and does not hear that the other is dead."""
 COMMITTED: Final = ("committed", "ran", "decided", "written", "let-run")
@@ -44,7 +49,13 @@ async def world(
 async def test_it_goes_from_node_to_node_and_home(world: World, autojump_clock: object) -> None:
     for node in (2, 3, 2, HOME, 3, HOME):
         await world.move(node)
-        assert world.journey().state.value == "arrived"
+        journey = world.journey()
+        assert journey.state.value == "arrived"
+        assert tuple(stage.name for stage in journey.stages) == STAGES
+        sent = {stage.name: stage.bytes for stage in journey.stages if stage.bytes}
+        assert (list(sent), sum(sent.values())) == (["dumped and sent"], journey.sent_bytes)
+        lasted = [stage.seconds for stage in journey.stages]  # it is frozen in the third, and runs in the sixth
+        assert sum(lasted[2:6]) >= journey.frozen_s >= sum(lasted[3:5]) > 0
     assert world.hosts[HOME].passed[: len(SOURCE)] == list(SOURCE)
     assert world.hosts[2].passed[: len(DESTINATION)] == list(DESTINATION)
 
@@ -183,6 +194,30 @@ async def test_criu_is_killed_at_the_source(world: World, autojump_clock: object
     await move.is_over.wait()
     assert (move.error is None) == (after == 2)
     assert await world.settle() == after
+
+
+@pytest.mark.parametrize("survives", [True, False])
+async def test_criu_is_killed_in_the_middle_of_a_dump(world: World, autojump_clock: object, survives: bool) -> None:
+    """A program that had its code run just then may end by that: nobody says that it is still there."""
+    home = world.hosts[HOME]
+
+    def killed() -> None:
+        [init] = home.living()
+        if not survives:
+            init.root_ends(signal.SIGTRAP)
+        raise CriuEnded("criu was killed by signal 9 when it was to dump process 1")
+
+    home.fails["dump"] = killed
+    move = world.begin_move(2)
+    await move.is_over.wait()
+    journey = world.journey()
+    if survives:
+        assert (journey.state.value, "was killed by signal 9" in journey.reason) == ("stayed", True)
+        await world.move(2)
+    else:
+        assert journey.state.value == "lost"
+        assert journey.reason == "it has ended (SIGTRAP): criu was killed while it was dumped"
+        assert await world.settle_without() == ""
 
 
 @pytest.mark.parametrize("point", ["held", "decided", "written"])

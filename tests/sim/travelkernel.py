@@ -140,7 +140,15 @@ class Init:
         self.kept: frozenset[str] = frozenset()
         self.is_frozen = False
         self.has_run = False
+        self.root_status: int | None = None
         self.has_ended = trio.Event()
+        self.root_has_ended = trio.Event()
+
+    def root_ends(self, status: int) -> None:
+        assert self.tree is not None
+        self.root_status = status
+        self.tree.change(is_alive=False)
+        self.root_has_ended.set()
 
     def end(self) -> None:
         """With all that is in there."""
@@ -153,7 +161,6 @@ class Body:
     """A mignode's connection to an init.  *step*: of the node; *is_dead*: whether that mignode is."""
 
     proc = -1
-    root_status = None
 
     def __init__(
         self, init: Init, story: Story, step: Callable[[str], Awaitable[None]], is_dead: Callable[[], bool]
@@ -257,9 +264,29 @@ class Body:
     async def wait_lost(self) -> None:
         await self.init.has_ended.wait()
 
+    @property
+    def root_status(self) -> int | None:
+        return self.init.root_status
+
+    async def wait_root_ended(self) -> int:
+        await self.init.root_has_ended.wait()
+        assert self.init.root_status is not None
+        return self.init.root_status
+
     async def wait_gone(self) -> None:
-        await self.init.has_ended.wait()
-        raise BodyLost("the guest's init has ended")
+        """The guest is one process."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until, self.init.has_ended, nursery.cancel_scope)
+            nursery.start_soon(self._until, self.init.root_has_ended, nursery.cancel_scope)
+        if self.init.has_ended.is_set():
+            raise BodyLost("the guest's init has ended")
+
+    async def _until(self, event: trio.Event, waiting: trio.CancelScope) -> None:
+        await event.wait()
+        waiting.cancel()
+
+    async def wait_told(self) -> None:
+        await self.wait_gone()
 
 
 def _image(images: int) -> Path:

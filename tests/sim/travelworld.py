@@ -121,7 +121,7 @@ class Host:
         self.run_dir = folder / f"run{number}"
         self.run_dir.mkdir()
         self.inits: dict[str, Init] = {}
-        self.fails: dict[str, Exception | None] = {}  # by step: None, where it never ends
+        self.fails: dict[str, Exception | Callable[[], object] | None] = {}  # by step: None, where it never ends
         self.at: dict[str, Callable[[], object]] = {}
         self.passed: list[str] = []
         self.house: Any = None
@@ -213,6 +213,8 @@ class Host:
             failure = self.fails.pop(name)
             if failure is None:
                 await trio.sleep_forever()
+            elif callable(failure):
+                failure()
             else:
                 raise failure
 

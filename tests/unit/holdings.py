@@ -153,7 +153,7 @@ call(241, name)""",
     ),
     "inotify": (
         "libc.inotify_add_watch(libc.inotify_init(), sys.argv[1].encode(), 2)",
-        Kind.WATCH, "watches files that are not in the cluster by inotify (descriptor 3)",
+        Kind.WATCH, "watches files of this node by inotify (descriptor 3)",
     ),
     "one end of a FIFO": (
         "os.mkfifo(f'{sys.argv[1]}/fifo'); os.open(f'{sys.argv[1]}/fifo', os.O_RDONLY | os.O_NONBLOCK)",

@@ -32,6 +32,8 @@ MOUNTS = {
         MountLine(10, 1, b"0:48", b"/", b"/tmp", b"tmpfs"),
         MountLine(11, 3, b"0:49", b"/", b"/proc", b"fuse.procview"),
         MountLine(12, 11, b"0:41", b"/", b"/proc/.real", b"proc"),
+        MountLine(13, 2, b"254:1", b"/", b"/mfs/2", b"ext4"),
+        MountLine(14, 13, b"254:0", b"/", b"/mfs/2/disk", b"ext4"),
     )
 }
 NONE = Rights(0, (5, 5, 5, 5), 0, 0, 0)
@@ -249,6 +251,7 @@ MOVES: dict[str, Thing] = {
     "memfd": nameless("/memfd:name (deleted)"),
     "inotify of nothing": nameless("anon_inode:inotify"),
     "inotify of the cluster": nameless("anon_inode:inotify", watched=("0:40",)),
+    "inotify of the cluster's files that are here": nameless("anon_inode:inotify", watched=("0:40", "254:1")),
     "a pidfd of the group": lambda room, one, other: nameless("anon_inode:[pidfd]", process=other)(room, one, other),
     "a pidfd of a thread": lambda room, one, other: nameless("anon_inode:[pidfd]", process=one + 1)(room, one, other),
     "a pidfd of who has ended": nameless("anon_inode:[pidfd]", process=-1),
@@ -300,6 +303,8 @@ STAYS_BEHIND: dict[str, tuple[Thing, Kind]] = {
     },
     "secret memory": (nameless("/secretmem (deleted)"), Kind.KERNEL_OBJECT),
     "inotify of both": (nameless("anon_inode:inotify", watched=("0:40", "254:0")), Kind.WATCH),
+    "inotify of its terminals": (nameless("anon_inode:inotify", watched=("0:43",)), Kind.WATCH),
+    "inotify of a file system that is gone": (nameless("anon_inode:inotify", watched=("0:99",)), Kind.WATCH),
     "a pidfd of outside": (nameless("anon_inode:[pidfd]", process=STAYS), Kind.PIDFD),
     "a pidfd of who is not shown": (nameless("anon_inode:[pidfd]", process=0), Kind.PIDFD),
     "a namespace": (nameless("mnt:[4026531841]"), Kind.NAMESPACE),
