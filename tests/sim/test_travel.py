@@ -45,6 +45,7 @@ async def test_it_goes_from_node_to_node_and_home(world: World, autojump_clock: 
     for node in (2, 3, 2, HOME, 3, HOME):
         await world.move(node)
         assert world.journey().state.value == "arrived"
+        assert world.journey().age_s > 0, "its home knows how old it is"
     assert world.hosts[HOME].passed[: len(SOURCE)] == list(SOURCE)
     assert world.hosts[2].passed[: len(DESTINATION)] == list(DESTINATION)
 
