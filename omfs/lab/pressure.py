@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-SHORT_PERCENT: Final = 60.0
+SHORT_PERCENT: Final = 90.0  # what is measured may well take half of that itself
 _FILE: Final = Path("/proc/pressure/cpu")
 
 
 def are_processors_short(text: str | None = None) -> bool:
-    """For most of the last ten seconds somebody waited for one.  *text*: of /proc/pressure/cpu.
+    """For nearly all of the last ten seconds somebody waited for one.  *text*: of /proc/pressure/cpu.
 
     Sources: Documentation/accounting/psi.rst.  Where the kernel does not count that, more want to run than there are.
     """

@@ -11,7 +11,7 @@ from omfs.lab import pressure
 from omfs.lab.pressure import are_processors_short
 
 
-@pytest.mark.parametrize(("percent", "is_short"), [("0.00", False), ("59.99", False), ("60.00", True), ("99.17", True)])
+@pytest.mark.parametrize(("percent", "is_short"), [("0.00", False), ("89.99", False), ("90.00", True), ("99.17", True)])
 def test_as_the_kernel_counts_it(percent: str, is_short: bool) -> None:
     some, full = f"some avg10={percent} avg60=98.03 avg300=63.06 total=1183633474", "full avg10=0.00 avg60=0.00 total=0"
     assert are_processors_short(f"{some}\n{full}\n") is is_short
