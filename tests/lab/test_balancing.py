@@ -82,8 +82,8 @@ def came_after_s(cluster: Cluster, pid: str) -> float | None:
 def test_a_scan_goes_to_its_data_and_why_is_told(cluster: Cluster) -> None:
     place = cluster.fresh_dir(2)
     cluster.run(2, f"dd if=/dev/zero of={place.native}/data bs=1M count=64 2> /dev/null")
-    is_busy = are_processors_short()
-    with guests(cluster, SCAN, f"{place.remote}/data") as [pid]:
+    is_busy, at_home = are_processors_short(), "-h -l python3"  # its first place is not to be there by chance
+    with guests(cluster, SCAN, f"{place.remote}/data", runs=at_home) as [pid]:
         wait_until(lambda: came_after_s(cluster, pid) is not None, "it is told that it has come to its data")
         came_s, is_busy = came_after_s(cluster, pid), is_busy or are_processors_short()
         assert came_s is not None
