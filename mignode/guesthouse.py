@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from msgspec.structs import replace
 
 from mignode.adminvalues import AdminStore
 from mignode.balance import Balance
@@ -61,6 +62,7 @@ from omfs.config import Settings
 from omfs.errors import OmfsError
 from omfs.kernel import processes
 from omfs.kernel.criuprogram import find_criu
+from omfs.kernel.processes import Identity
 from omfs.net.frames import Buffer
 from omfs.standing import Standing
 
@@ -81,7 +83,7 @@ class Guesthouse:
         self._run_dir = Path(settings.run_dir)
         self._registry = registry
         self._store = store
-        self._note = journeys.note
+        self._journeys = journeys
         self._of_guests = GuestSettings(registry)
         self._desk = Desk(standing, settings, self._has_moved, self._why_not)
         self._images = ImageRoom(self._run_dir, settings.images_max_bytes)
@@ -92,7 +94,7 @@ class Guesthouse:
             self._deputies,
             registry,
             lambda: self._transit,
-            journeys.note,
+            self._note,
             self._of_guests,
         )
         mount = self._run_dir / "mount.sock"
@@ -138,6 +140,11 @@ class Guesthouse:
             saving=Saving(self._guests, self._deputies, lambda: self._transit, self._note_at_home),
             restarts=Restarts(self._guests, self._desk, lambda: self._transit, first_place),
         )  # fmt: skip
+
+    def _note(self, process: Identity, journey: Journey) -> None:
+        """Where it stands for its guest it is as old as its user knows it: elsewhere it begins anew with each move."""
+        age_s = processes.age_s(process) if self.moves.deputy_of(process) is not None else 0.0
+        self._journeys.note(process, replace(journey, age_s=age_s))
 
     def _note_at_home(self, deputy: Deputy, journey: Journey) -> None:
         self._note(deputy_in(deputy.traits.name), journey)

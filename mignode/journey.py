@@ -34,7 +34,10 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Journey(msgspec.Struct, frozen=True):
-    """*frozen_s*: how long the process did not run.  *expected_bytes*: an estimate, 0 where there is none yet."""
+    """*frozen_s*: how long the process did not run.  *expected_bytes*: an estimate, 0 where there is none yet.
+
+    *age_s*: how old the process was when it was last said so far; 0 but at its home, where it began.
+    """
 
     origin: int
     target: int
@@ -44,6 +47,7 @@ class Journey(msgspec.Struct, frozen=True):
     expected_bytes: int = 0
     frozen_s: float = 0.0
     reason: str = ""
+    age_s: float = 0.0
 
 
 class Journeys:

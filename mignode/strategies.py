@@ -57,6 +57,18 @@ class InTurn(AtHome):
         return list(cluster.machines)[self._last]
 
 
+class LeastLoaded(AtHome):
+    """Once, where the fewest want each processor's time, by its speed; at home where no node is better."""
+
+    def place(self, cluster: Simulation, work: Work) -> int:
+        return min(cluster.machines, key=lambda node: (_crowd(load_of(cluster, node, work.home)), node != work.home))
+
+
+def _crowd(load: Load) -> float:
+    """With one more."""
+    return (load.running + 1) / load.cpus / load.speed
+
+
 class BestPrice(AtHome):
     """Once, by policy.first_place: what the job will do is not known at the start."""
 
@@ -180,6 +192,7 @@ STRATEGIES: Final[dict[str, Callable[[], AtHome]]] = {
     "nobody moves": AtHome,
     "by chance": ByChance,
     "in turn": InTurn,
+    "least loaded": LeastLoaded,
     "best price": BestPrice,
     "all-knowing price": AllKnowing,
     "at home, balancing": lambda: Balancing(AtHome()),

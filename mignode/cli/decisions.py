@@ -1,4 +1,4 @@
-"""`mosctl why PID` and `mosctl simulate TRACE`: the terms of a decision, and what would be decided."""
+"""`mosctl why PID` and `mosctl simulate TRACE`: the terms of a decision, when it came there, and what would be."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from mignode import journey
 from mignode.cli import controlfile
 from mignode.cli.answers import Refused, Told, WrongValue
 from mignode.cli.parser import PID_MAX, whole
+from mignode.journey import State
 from mignode.policy import Decision
 from omfs.errors import ConfigError
 
@@ -19,14 +21,28 @@ def why(hpc: Path, text: str) -> Told:
         pid = whole(text, 1, PID_MAX)
     except ValueError:
         raise WrongValue(f'"{text}" is not a process id') from None
+    mount = hpc.parent.parent
     try:
-        said = controlfile.read(controlfile.of_process(hpc.parent.parent, pid, "decision"))
+        said = controlfile.read(controlfile.of_process(mount, pid, "decision"))
     except (FileNotFoundError, ProcessLookupError):
         raise Refused(f"there is no process {text}") from None
     if not said:
         raise Refused(f"nothing has been decided about process {text}: it is no guest, or has just begun")
     decision = msgspec.json.decode(said, type=Decision)
-    return Told(_for_people(pid, decision), msgspec.to_builtins(decision))
+    came_after_s = _came_after_s(mount, pid, decision.here)
+    as_json = {**msgspec.to_builtins(decision), "came_after_s": came_after_s}
+    return Told(_for_people(pid, decision, came_after_s), as_json)
+
+
+def _came_after_s(mount: Path, pid: int, here: int) -> float | None:
+    """How old it was when it had come to where it is; None: it began there, or nobody knows."""
+    try:
+        last = journey.understood(controlfile.read(controlfile.of_process(mount, pid, journey.FILE)))
+    except OSError:  # it has just ended
+        return None
+    if last is None or (last.state, last.target) != (State.ARRIVED, here):
+        return None
+    return last.age_s or None
 
 
 def simulated(path: str) -> Told:
@@ -52,8 +68,10 @@ def _begins(first: Decision) -> str:
     return f"began {where}: {first.reason}{compared if first.moves else ''}"
 
 
-def _for_people(pid: int, decision: Decision) -> str:
+def _for_people(pid: int, decision: Decision, came_after_s: float | None) -> str:
     began = [f"it {_begins(decision.began)}"] if decision.began is not None else []
+    if came_after_s is not None:
+        began.append(f"it came to node {decision.here} {came_after_s:.1f} s after its start")
     goes = f"goes to node {decision.target}" if decision.moves else "stays"
     what = _begins(decision) if decision.is_first else f"on node {decision.here} {goes}: {decision.reason}"
     lines = [

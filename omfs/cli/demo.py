@@ -7,6 +7,7 @@ fail.  Whatever happens, Ctrl-C too, the lab is taken down at the end.  Called b
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rich.markup import escape
 
 from omfs.errors import ConfigError
 from omfs.lab import cluster
+from omfs.lab.pressure import are_processors_short
 from omfs.lab.topology import LabPaths, LabPlan
 
 NAME: Final = "demo"
@@ -64,12 +66,13 @@ for number in range(1, 10000):
 END"""
 _FOLLOW: Final = """\
 mosrun python3 /srv/scan.py /mfs/2/srv/data > /tmp/passes &
-pid=$! SECONDS=0
-until [ "$(cat /mfs/proc/$pid/where)" = 2 ]; do sleep 0.1; done 2>/dev/null
-echo "on node 2 after $SECONDS s"; mosctl why $pid
+pid=$!; until mosctl why $pid 2>/dev/null | grep -q 'came to node 2'; do sleep 0.1; done
+mosctl why $pid
 passes() { until [ $(grep -c node2 /tmp/passes) -ge $1 ]; do sleep 0.1; done; }
 passes 5; omfs-admin status --json > /tmp/then; passes 55; omfs-admin status --json > /tmp/now
 kill $pid; wait $pid; grep -m 3 node1 /tmp/passes; echo ...; tail -n 3 /tmp/passes"""
+_CAME: Final = re.compile(r"^it came to node 2 ([0-9.]+) s after its start$", re.MULTILINE)
+SOON_S: Final = 10.0
 _FETCHED: Final = """\
 import json
 then, now = (json.load(open(f"/tmp/{name}"))["nodes"][1]["bytes_in"] for name in ("then", "now"))
@@ -235,11 +238,23 @@ def _move(stage: Stage) -> None:
     stage.expect(said == [f"step {1 + i} on node{node}" for i, node in enumerate((1, 2, 3, 1))], "it was everywhere")
 
 
+def is_soon(came_s: float, *, is_busy: bool) -> tuple[bool, str]:
+    """And what is said of it; a machine that is busy is no reason to fail."""
+    late = f", and not within {SOON_S:.0f}" if came_s > SOON_S else ""
+    whose = ": this machine is busy" if late and is_busy else ""
+    return not late or is_busy, f"it was beside its data after {came_s:.1f} s{late}{whose}"
+
+
 def _follow(stage: Stage) -> None:
     stage.title("A program that reads much on node 2 is moved there by itself; nobody says so")
     stage.show(2, "truncate -s 20M /srv/data")
     stage.show(1, _SCAN)
-    stage.show(1, _FOLLOW)
+    is_busy = are_processors_short()
+    said = stage.show(1, _FOLLOW)
+    came = _CAME.search(said)
+    stage.expect(came is not None, "it is told when it came there")
+    assert came is not None
+    stage.expect(*is_soon(float(came[1]), is_busy=is_busy or are_processors_short()))
     passes = [line.split() for line in stage.ask(1, "cat /tmp/passes").splitlines()]
     stage.expect(
         [int(words[1]) for words in passes] == list(range(1, len(passes) + 1)), "no pass is lost or told twice"

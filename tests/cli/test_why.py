@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from mignode import journey
 from mignode.cli import mosctl
+from mignode.journey import Journey, State
 from mignode.policy import Decision, Option, told
 
 LAST = Decision("1.42.7", 2, 2, "no other node is better", 0.4, 7.0, 0.0, (Option(2, 0.16), Option(1, 0.16, 5.65)))
@@ -19,10 +21,11 @@ BEGAN = Decision(
 AT_HOME = replace(BEGAN, target=1, reason="no other node is better")
 
 
-def say(mount: Path, decision: str, *words: str) -> int:
+def say(mount: Path, decision: str, *words: str, last: Journey | None = None) -> int:
     (mount / "proc" / "hpc").mkdir(parents=True, exist_ok=True)
     (mount / "proc" / "42").mkdir(exist_ok=True)
     (mount / "proc" / "42" / "decision").write_text(decision)
+    (mount / "proc" / "42" / "journey").write_text(journey.told(last))
     return mosctl.main(["--mfs", str(mount), "why", *words])
 
 
@@ -54,6 +57,30 @@ def test_it_is_told(
     lines = capsys.readouterr().out.splitlines()
     assert [line[: len(begin)] for line, begin in zip(lines, first_lines, strict=False)] == first_lines
     assert lines[-1].split()[0] == str(decision.options[-1].node)
+
+
+CAME = Journey(1, 2, State.ARRIVED, age_s=4.25)
+
+
+@pytest.mark.parametrize(
+    ("last", "came_after_s"),
+    [
+        (CAME, 4.25),
+        (replace(CAME, target=3), None),
+        (replace(CAME, state=State.STAYED), None),
+        (replace(CAME, age_s=0.0), None),
+        (None, None),
+    ],
+    ids=["it came", "it came elsewhere", "it stayed where it was", "nobody knows", "it never moved"],
+)
+def test_when_it_came_there(
+    last: Journey | None, came_after_s: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert say(tmp_path, told(LAST), "42", last=last) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "after its start" in line]
+    assert said == ([] if came_after_s is None else ["it came to node 2 4.2 s after its start"])
+    assert say(tmp_path, told(LAST), "42", "--json", last=last) == 0
+    assert json.loads(capsys.readouterr().out)["came_after_s"] == came_after_s
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

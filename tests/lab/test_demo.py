@@ -26,12 +26,29 @@ def test_everything_is_as_it_should_be(demo_lab: Lab) -> None:
     assert "All as it should be" in done.stdout
     for shown in ("cp -v", "git clone", "sha256sum", "sqlite3", "flock", "omfs-lab shell 1"):
         assert shown in done.stdout
-    assert re.search(r"^on node 2 after \d+ s$", done.stdout, re.MULTILINE), "the cluster itself moved the scan"
+    assert re.search(r"^it came to node 2 [0-9.]+ s after its start$", done.stdout, re.MULTILINE), "by itself"
+    assert re.search(r"^process \d+ on node 2 stays: no other node is better$", done.stdout, re.MULTILINE), "and why"
+    assert re.search(r"^✓ it was beside its data after ", done.stdout, re.MULTILINE)
     for node in (1, 2):
         assert re.search(rf"^pass \d+ on node{node}: \d+ MB/s$", done.stdout, re.MULTILINE), (
             f"how fast it was on node {node}"
         )
     assert demo_lab.remains() == []
+
+
+@pytest.mark.parametrize(
+    ("came_s", "is_busy", "is_met", "said"),
+    [
+        (10.0, False, True, "it was beside its data after 10.0 s"),
+        (10.1, False, False, "it was beside its data after 10.1 s, and not within 10"),
+        (10.1, True, True, "it was beside its data after 10.1 s, and not within 10: this machine is busy"),
+        (9.0, True, True, "it was beside its data after 9.0 s"),
+    ],
+)
+def test_late_is_a_failure_where_the_machine_is_not_to_blame(
+    came_s: float, is_busy: bool, is_met: bool, said: str
+) -> None:
+    assert demo.is_soon(came_s, is_busy=is_busy) == (is_met, said)
 
 
 def end_in_the_middle(number: signal.Signals) -> int:

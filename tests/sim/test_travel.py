@@ -56,6 +56,7 @@ async def test_it_goes_from_node_to_node_and_home(world: World, autojump_clock: 
         assert (list(sent), sum(sent.values())) == (["dumped and sent"], journey.sent_bytes)
         lasted = [stage.seconds for stage in journey.stages]  # it is frozen in the third, and runs in the sixth
         assert sum(lasted[2:6]) >= journey.frozen_s >= sum(lasted[3:5]) > 0
+        assert journey.age_s > 0, "its home knows how old it is"
     assert world.hosts[HOME].passed[: len(SOURCE)] == list(SOURCE)
     assert world.hosts[2].passed[: len(DESTINATION)] == list(DESTINATION)
 

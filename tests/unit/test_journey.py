@@ -6,14 +6,16 @@ from mignode.journey import KEPT_MAX, Journey, Journeys, Stage, State, told, und
 from omfs.kernel.processes import Identity
 from omfs.magic import controlfiles
 
-WAY = Journey(1, 2, State.ARRIVED, (Stage("frozen", 0.05), Stage("sent", 0.1, 1 << 20)), 1 << 20, 1 << 20, 0.2)
+WAY = Journey(
+    1, 2, State.ARRIVED, (Stage("frozen", 0.05), Stage("sent", 0.1, 1 << 20)), 1 << 20, 1 << 20, 0.2, age_s=4.5
+)
 
 
 def test_the_text_of_the_control_file() -> None:
     assert told(WAY) == (
         '{"origin":1,"target":2,"state":"arrived","stages":[{"name":"frozen","seconds":0.05,"bytes":0},'
         '{"name":"sent","seconds":0.1,"bytes":1048576}],"sent_bytes":1048576,"expected_bytes":1048576,"frozen_s":0.2,'
-        '"reason":""}'
+        '"reason":"","age_s":4.5}'
     )
     assert understood(told(WAY)) == WAY
     assert told(None) == ""

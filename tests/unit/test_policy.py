@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from msgspec import json
 from msgspec.structs import replace
 
@@ -198,15 +198,39 @@ def test_no_decision_violates_a_rule(
     assert [one.guest for one in found] == [one.name for one in guests]
     assert sum(one.moves for one in found) <= 1
     for one, who in [*zip(found, guests, strict=True), *((best_place(view, who), who) for who in guests)]:
-        if not one.moves:
-            continue
-        here, target = known[1], known[one.target]
-        assert target.is_known
-        assert not who.settings.lock
-        assert not who.must_stay
-        assert not here.stay
-        assert not (here.lstay and who.home == 1)
-        assert who.home == one.target or (not target.block and allows(who.settings, one.target))
+        check_rules(known, who, one)
+
+
+_seldom = st.sampled_from([False, False, False, True])
+_new_node = st.tuples(_load, st.sampled_from([True, True, True, False]), _seldom, _seldom, _seldom)
+_new_settings = st.builds(
+    Settings, lock=_seldom, migfilter=_seldom, migpolicy=st.booleans(), mignodes=st.integers(0, 31)
+)
+
+
+@given(st.lists(_new_node, min_size=3, max_size=5), _new_settings, _demand, st.floats(0, 1), st.booleans())
+@settings(max_examples=500)
+def test_no_start_violates_a_rule(
+    nodes: list[tuple[Load, bool, bool, bool, bool]], chosen: Settings, demand: Demand, turn: float, is_wanted: bool
+) -> None:
+    """At most one rule holds in most of these: what may go to one place must not go to another."""
+    known = {number: Node(number, *node) for number, node in enumerate(nodes, 1)}
+    new = new_guest("g", 1, chosen, demand)
+    found = first_place(Cluster(1, known, turn=turn), new, at_any_gain=is_wanted)
+    assert found.is_first
+    check_rules(known, new, found)
+
+
+def check_rules(known: dict[int, Node], who: Guest, found: Decision) -> None:
+    if not found.moves:
+        return
+    here, target = known[1], known[found.target]
+    assert target.is_known
+    assert not who.settings.lock
+    assert not who.must_stay
+    assert not here.stay
+    assert not (here.lstay and who.home == 1)
+    assert who.home == found.target or (not target.block and allows(who.settings, found.target))
 
 
 # ---------------------------------------------------------------- who was sent lately, and what it costs
