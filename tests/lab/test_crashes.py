@@ -12,12 +12,13 @@ pytestmark = pytest.mark.lab
 COPY = """
 import os, sys
 source, target = os.open("{source}", os.O_RDONLY), os.open("{target}", os.O_WRONLY | os.O_CREAT)
+at_end = False
 for part in range(5):
     print("part", part, flush=True); sys.stdin.readline()
     for _ in range(100):
-        block = os.read(source, 1 << 20)
-        while block: block = block[os.write(target, block):]
-assert not os.read(source, 1)
+        at_end = at_end or not (block := os.read(source, 1 << 20))  # and then for good, as to cp
+        while not at_end and block: block = block[os.write(target, block):]
+assert at_end
 os.fsync(target); os.close(target)
 """
 
