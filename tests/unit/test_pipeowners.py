@@ -24,7 +24,10 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     """Its standard input and output are pipes, 5 leads to the same as 0."""
     reading, writing = os.pipe()
     with subprocess.Popen(
-        ["sh", "-c", f'exec 5<&0; exec "{sys.executable}" -c "$0"', PROGRAM], stdin=reading, stdout=subprocess.PIPE
+        ["sh", "-c", f'exec 5<&0; exec "{sys.executable}" -c "$0"', PROGRAM],
+        stdin=reading,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
