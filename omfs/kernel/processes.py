@@ -216,7 +216,7 @@ def _memory(of: str) -> Iterator[int]:
 def _threads(pid: int) -> list[str]:
     try:
         return os.listdir(f"/proc/{pid}/task")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between open and getdents
         return []
 
 

@@ -370,6 +370,20 @@ def test_children_where_the_kernel_does_not_list_them(monkeypatch: pytest.Monkey
         assert ps.children_of(known(child)) == []
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, ProcessLookupError])
+def test_who_ends_while_his_threads_are_listed_has_none(monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
+    """Before its directory is opened, or before it is read."""
+    listdir, ended = os.listdir, f"/proc/{1 << 30}/task"
+
+    def read(path: str) -> list[str]:
+        if path == ended:
+            raise error(0, "", path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", read)
+    assert ps._children_of_threads(1 << 30) == {}
+
+
 def test_a_child_that_is_another_ones_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ps, "_children", lambda pid: [os.getppid(), 1 << 30])
     assert ps.children_of(own()) == []
