@@ -202,9 +202,12 @@ class Ahead:
         """As long as the mount."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            while True:
-                await trio.sleep(_REST_S)
-                self.give_up_resting()
+            try:
+                while True:
+                    await trio.sleep(_REST_S)
+                    self.give_up_resting()
+            finally:
+                self._nursery = None  # what is looked up while the mount ends is answered, too
 
     def give_up_resting(self) -> None:
         """Those of which nobody wanted a name since this was called before."""

@@ -5,8 +5,8 @@ without waiting; when one really waits, leadership goes to an idle worker (the o
 are warm).  Replaces `pyfuse3._wait_fuse_readable` where the hook (lowlevel.py) is installed.
 
 It also knows which task waits for which request, so that an INTERRUPT of the kernel reaches it.  Invariants: at most
-one leader; a waiting handler is never the leader's; after `Hook.ended` every worker gets False and ends.  Called by
-session.py; operations wrap their methods with `Loop.watched`.
+one leader; a waiting handler is never the leader's; the first worker ends last; after `Hook.ended` every worker gets
+False and ends.  Called by session.py; operations wrap their methods with `Loop.watched`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Loop:
         self._interrupt = interrupt
         self.add_worker: Callable[[], None] = lambda: None  # starts one more; set by session.py
         self._leader: Task | None = None
+        self._first: Task | None = None  # pyfuse3.main's own worker: the mount is over when that ends
         self._idle: list[Task] = []
         self._in_a_row = 0
         self._poll = select.epoll()
@@ -69,11 +70,12 @@ class Loop:
         """What a worker does between two requests; False when it shall end: too many are idle, or the mount is over."""
         hook = self._hook
         me = current_task()
+        self._first = self._first or me
         if hook.pending is not None:
             (taken, wish), hook.pending = hook.pending, None
             await self._wait_for(taken, wish)
         if self._leader is not me and self._leader is not None and not hook.ended:
-            if len(self._idle) >= _IDLE_MAX:
+            if len(self._idle) >= _IDLE_MAX and me is not self._first:
                 return False
             await self._park(me)
         if hook.ended:
