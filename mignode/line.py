@@ -30,18 +30,17 @@ from omfs import wire
 from omfs.config import Settings
 from omfs.errors import HelloRefused, NodeDown, WireError
 from omfs.net import sockets, transport
+from omfs.net.accepting import Entrance, Stranger, listen, tls_reason
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import Buffer
 from omfs.net.hello import SESSION_KEY_BYTES, LocalNode, check_certificate, check_hello, hello_to
 from omfs.net.pair import tls_reason as dialled_tls_reason
-from omfs.net.server import listen, readable_address, tls_reason
 from omfs.net.tls import peer_node_id
 from omfs.net.transport import Transport
 from omfs.standing import Standing
 
 GREET_TIMEOUT_S: Final = 5.0  # TLS and two messages
 STRANGERS_MAX: Final = 64  # lines that have not greeted yet; there is about one per guest
-ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
 ALIVE_INTERVAL_S: Final = 5.0
 _FIRST_WORDS: Final = get_args(FirstWord)
 _REASON_MAX: Final = 500
@@ -209,23 +208,11 @@ async def serve_lines(
         async with trio.open_nursery() as nursery:
             task_status.started(listener.getsockname()[1])
             door = _Door(standing, settings, handler)
-            while True:
-                await trio.lowlevel.wait_readable(listener)
-                try:
-                    sock, address = listener.accept()
-                except (BlockingIOError, ConnectionError):
-                    continue
-                except OSError as error:
-                    log.error("cannot accept connections: %s", error)
-                    await trio.sleep(ACCEPT_PAUSE_S)
-                    continue
-                name = readable_address(address)
-                if door.strangers >= STRANGERS_MAX:
-                    log.warning("%s: closed, %d others have not greeted yet", name, door.strangers)
-                    sock.close()
-                    continue
-                door.strangers += 1
-                nursery.start_soon(door.serve_socket, sock, name)
+
+            def let_in(sock: socket.socket, name: str, stranger: Stranger) -> None:
+                nursery.start_soon(door.serve_socket, sock, name, stranger)
+
+            await Entrance().accept(listener, STRANGERS_MAX, let_in)
     finally:
         listener.close()
 
@@ -237,11 +224,9 @@ class _Door:
         self._standing = standing
         self._settings = settings
         self._handler = handler
-        self.strangers = 0
 
-    async def serve_socket(self, sock: socket.socket, name: str) -> None:
+    async def serve_socket(self, sock: socket.socket, name: str, stranger: Stranger) -> None:
         """Never raises but Cancelled."""
-        is_stranger = True
         line: Line | None = None
         word: Word | None = None
         try:
@@ -254,8 +239,7 @@ class _Door:
                     line = Line(sockets.SocketTransport(sock, name))
                 await self._wait_greeting(line)
                 word, bulk = await line.receive(GREET_TIMEOUT_S)
-            self.strangers -= 1
-            is_stranger = False
+            stranger.leave()
             if line is None or word is None:
                 raise TimeoutError(errno.ETIMEDOUT, f"said nothing for {GREET_TIMEOUT_S:g} s")
             if not isinstance(word, _FIRST_WORDS):
@@ -270,8 +254,7 @@ class _Door:
         except Exception:
             log.exception("%s: line closed by an error of ours", name)
         finally:
-            if is_stranger:
-                self.strangers -= 1
+            stranger.leave()
             if line is not None:
                 line.close()
             sock.close()

@@ -51,8 +51,9 @@ from omfs.mount.telling import Teller
 from omfs.mount.usage import Usage
 from omfs.mount.virtual import VirtualTree
 from omfs.net import control, metricsport
+from omfs.net.accepting import listen
 from omfs.net.peer import Peer
-from omfs.net.server import Server, listen
+from omfs.net.server import Server
 from omfs.notify import READY, tell_service_manager
 from omfs.standing import Reload, Standing, errors_unwrapped, heed_signals, prepare_process
 

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from omfs.errors import ConfigError
-from omfs.net.server import listen
+from omfs.net.accepting import listen
 
 HEAD_MAX_BYTES: Final = 8 << 10  # Prometheus sends less than 1 KiB
 HEAD_DEADLINE_S: Final = 5.0

@@ -26,6 +26,7 @@ import trio
 from omfs import wire
 from omfs.config import Settings
 from omfs.errors import BadHandle, HelloRefused, NotServed, OmfsError, OpenLost, RuleBroken, WireError
+from omfs.net.accepting import Entrance, Stranger, tls_reason
 from omfs.net.channel import Bulk, Channel
 from omfs.net.frames import REPLY_BIT, Buffer
 from omfs.net.hello import LocalNode, check_hello
@@ -36,7 +37,7 @@ from omfs.net.spin import Spinner
 from omfs.net.tls import peer_node_id
 from omfs.net.transport import FileSlice, Transport
 
-__all__ = ["Answer", "Buffer", "Bulk", "FileSlice", "LocalNode", "Server", "Service", "Session", "listen"]
+__all__ = ["Answer", "Buffer", "Bulk", "FileSlice", "LocalNode", "Server", "Service", "Session"]
 
 HELLO_TIMEOUT_S: Final = 5.0  # for TLS and Hello together: a round trip or two
 STRANGERS_MAX: Final = 128  # connections that have not said Hello yet
@@ -44,7 +45,6 @@ SESSIONS_PER_NODE_MAX: Final = 64  # mounts of one node, counting those that end
 SWEEP_INTERVAL_S: Final = 1.0
 _LINGER_S: Final = 0.001  # the least that epoll can wait in Python; a program's next request comes sooner
 _FAIR_EVERY: Final = 32  # receives in a row before other tasks get their turn
-ACCEPT_PAUSE_S: Final = 0.1  # after accept() failed for want of descriptors or memory
 
 Answer: TypeAlias = tuple[wire.Message, Bulk]
 
@@ -65,19 +65,6 @@ class Service(Protocol):
 
     def session_ended(self, session: Session) -> None:
         """The holder is gone for good: close what it had open, release its locks."""
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """A listening socket on *address* ("" = all, IPv6 and IPv4).  Raises OSError."""
-    if address:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.create_server((address, port), family=family, backlog=128)
-    elif socket.has_dualstack_ipv6():
-        sock = socket.create_server(("", port), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
-    else:
-        sock = socket.create_server(("", port), backlog=128)
-    sock.setblocking(False)
-    return sock
 
 
 def admit_all(_: wire.Hello) -> None:
@@ -104,7 +91,7 @@ class Server:
         self._channels: set[Channel] = set()
         self._bytes_in = 0  # of closed connections
         self._bytes_out = 0
-        self._strangers = 0
+        self._entrance = Entrance()
         self._nursery: trio.Nursery | None = None
         self._poll: select.epoll | None = None  # all connections, while running
         self._executing = 0  # requests that run beside the readers
@@ -121,7 +108,7 @@ class Server:
     async def run(
         self, listeners: Iterable[socket.socket] = (), *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled; the listeners (see `listen`) are closed at the end."""
+        """Serve until cancelled; the listeners (see accepting.py) are closed at the end."""
         listeners = list(listeners)
         try:
             async with trio.open_nursery() as nursery:
@@ -129,7 +116,7 @@ class Server:
                 self._poll = select.epoll()
                 nursery.start_soon(self._sweep)
                 for listener in listeners:
-                    nursery.start_soon(self._accept, listener)
+                    nursery.start_soon(self._entrance.accept, listener, STRANGERS_MAX, self._let_in)
                 task_status.started()
         finally:
             self._nursery = None
@@ -143,29 +130,12 @@ class Server:
 
     # ------------------------------------------------------------ connections
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _let_in(self, sock: socket.socket, name: str, stranger: Stranger) -> None:
         assert self._nursery is not None
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            try:
-                sock, address = listener.accept()
-            except (BlockingIOError, ConnectionError):
-                continue
-            except OSError as error:
-                log.error("cannot accept connections: %s", error)
-                await trio.sleep(ACCEPT_PAUSE_S)
-                continue
-            name = readable_address(address)
-            if self._strangers >= STRANGERS_MAX:
-                log.warning("%s: closed, %d other connections have not said Hello yet", name, self._strangers)
-                sock.close()
-                continue
-            self._strangers += 1  # not in the task: the next accept() may come before it runs
-            self._nursery.start_soon(self._serve_socket, sock, name)
+        self._nursery.start_soon(self._serve_socket, sock, name, stranger)
 
-    async def _serve_socket(self, sock: socket.socket, name: str) -> None:
+    async def _serve_socket(self, sock: socket.socket, name: str, stranger: Stranger) -> None:
         """Shake hands and serve; counted among the strangers until the handshake is done."""
-        is_stranger = True
         transport: Transport | None = None
         try:
             with trio.move_on_after(HELLO_TIMEOUT_S) as deadline:
@@ -177,31 +147,27 @@ class Server:
             if transport is None or deadline.cancelled_caught:
                 log.warning("%s: no TLS handshake within %g s (is it sec=none there?)", name, HELLO_TIMEOUT_S)
                 return
-            self._strangers -= 1
-            is_stranger = False
+            stranger.leave()
             await self.serve(transport)
         except ssl.SSLError as error:
             log.warning("%s: TLS handshake failed: %s", name, tls_reason(error))
         except OSError as error:
             log.warning("%s: lost before it said Hello: %s", name, error)
         finally:
-            if is_stranger:
-                self._strangers -= 1
+            stranger.leave()
             sock.close()
 
     async def serve(self, transport: Transport) -> None:
         """Serve one connection until it ends.  Called directly only by tests; never raises but Cancelled."""
         channel = Channel(transport)
         self._channels.add(channel)
-        self._strangers += 1
-        is_stranger = True
+        stranger = self._entrance.stranger()
         session: Session | None = None
         lane = wire.Lane.SMALL
         try:
             with trio.move_on_after(HELLO_TIMEOUT_S) as deadline:
                 session, lane = await self._wait_hello(channel)
-            self._strangers -= 1
-            is_stranger = False
+            stranger.leave()
             if session is not None:
                 await self._read(session, lane, channel)
             elif deadline.cancelled_caught:
@@ -219,8 +185,7 @@ class Server:
         except Exception:
             log.exception("%s: connection closed by an error of ours", _who(channel, session))
         finally:
-            if is_stranger:
-                self._strangers -= 1
+            stranger.leave()
             if session is not None:
                 session.detach(lane, channel)
             channel.close("closed")
@@ -467,18 +432,3 @@ def _may_wait_for_ever(request: wire.Message) -> bool:
 
 def _who(channel: Channel, session: Session | None) -> str:
     return channel.name if session is None else f"node {session.node_id} ({channel.name})"
-
-
-def readable_address(address: Any) -> str:
-    host, port = address[0], address[1]
-    return f"{str(host).removeprefix('::ffff:')}:{port}"
-
-
-def tls_reason(error: ssl.SSLError) -> str:
-    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL"):
-        return "it does not speak TLS 1.3 (is it sec=none there?)"
-    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return "it showed no certificate"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not one of this cluster: {error.verify_message}"
-    return error.reason or str(error)

@@ -12,6 +12,7 @@ import trio.testing
 
 from omfs.errors import ConfigError
 from omfs.net import metricsport
+from omfs.net.accepting import listen
 from omfs.net.metricsport import (
     ANSWER_DEADLINE_S,
     CONNECTIONS_MAX,
@@ -20,7 +21,6 @@ from omfs.net.metricsport import (
     open_listener,
     serve,
 )
-from omfs.net.server import listen
 
 TEXT = b"# HELP omfs_info Which daemon this is.\n"
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"

@@ -19,10 +19,11 @@ from omfs import wire
 from omfs.config import BULK_MAX_BYTES, Settings
 from omfs.errors import HelloRefused, NodeDown
 from omfs.net import server as server_module
+from omfs.net.accepting import listen
 from omfs.net.authority import install_credentials, make_authority
 from omfs.net.frames import Buffer
 from omfs.net.peer import Peer
-from omfs.net.server import Answer, FileSlice, Server, Session, listen
+from omfs.net.server import Answer, FileSlice, Server, Session
 from omfs.net.tls import LocalIdentity, load_identity
 from tests.sim.line import HOLDER, OWNER, FakeService, local_node, look_up
 
@@ -196,7 +197,7 @@ class Told:
         """The first; the test's own deadline limits the wait."""
         while True:
             for record in self._caplog.records:
-                if record.name == "omfs.net.server" and record.levelno >= logging.WARNING:
+                if record.name in ("omfs.net.server", "omfs.net.accepting") and record.levelno >= logging.WARNING:
                     return record.message
             await trio.sleep(0.01)
 
@@ -310,7 +311,7 @@ async def test_too_many_who_never_shake_hands(
     with contextlib.ExitStack() as strangers:
         for _ in range(4):
             strangers.enter_context(socket.create_connection(("127.0.0.1", owner.port)))
-        assert "closed, 3 other connections have not said Hello yet" in await told.wait_line()
+        assert "closed, 3 others have not said yet who they are" in await told.wait_line()
     await check_undisturbed(owner, friend)
 
 
