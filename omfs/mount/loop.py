@@ -53,7 +53,8 @@ class Loop:
         self._in_a_row = 0
         self._poll = select.epoll()
         self._poll.register(hook.fd, select.EPOLLIN)
-        self._spinner = Spinner()
+        self._replies = Spinner()
+        self._requests = Spinner(beside=self._replies)
         self._polled: dict[int, tuple[int, int]] = {}  # pairs of descriptors in _poll, by identity
         self._in_vain = 0
         hook.takers[abi.INTERRUPT] = self._take_interrupt
@@ -105,7 +106,7 @@ class Loop:
 
     def _comes_soon(self) -> bool:
         """Whether the next request is there within a moment: programs tend to make several calls in a row."""
-        events = self._poll.poll(_LINGER_S)
+        events = self._requests.poll(self._poll, _LINGER_S)
         return len(events) == 1 and events[0][0] == self._hook.fd
 
     async def _wait_for_request(self) -> bool:
@@ -133,7 +134,7 @@ class Loop:
             self._in_vain = _LINGERS_IN_VAIN - 1
         if self._polled.get(id(descriptors)) is not descriptors:
             self._poll_also(descriptors)
-        events = self._spinner.poll(self._poll, _LINGER_S)
+        events = self._replies.poll(self._poll, _LINGER_S)
         if not events:
             self._in_vain += 1
         for descriptor, _ in events:

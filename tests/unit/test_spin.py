@@ -95,3 +95,13 @@ def test_others_that_compute_a_little_do_not_matter(device: Device) -> None:
     device.slice_s = SPIN_MIN_S / 4
     waited(spinner, device, SPIN_MIN_S / 2)
     assert waited(spinner, device, SPIN_MIN_S / 2) == (True, 0)
+
+
+def test_what_one_finds_out_of_the_processor_another_knows(device: Device) -> None:
+    first = Spinner()
+    second, stranger = Spinner(beside=first), Spinner()
+    device.slice_s = 3 * BUSY_S
+    waited(first, device, SPIN_MIN_S / 2)
+    device.slice_s = 0.0
+    assert waited(second, device, SPIN_MIN_S / 2) == (True, 1)
+    assert waited(stranger, device, SPIN_MIN_S / 2) == (True, 0)
