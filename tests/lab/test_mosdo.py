@@ -9,7 +9,9 @@ from typing import Final
 
 import pytest
 
+from tests.cli.terminal import Screen
 from tests.lab.cluster import Cluster, wait_until
+from tests.lab.livelab import COMMAND
 
 LAB_NODES = 2
 SSHD: Final = "/usr/sbin/sshd"
@@ -76,6 +78,23 @@ def test_a_command_on_all_nodes_by_ssh(cluster: Cluster) -> None:
         assert cluster.run(2, "mosctl status") == "up,stay\n"
         cluster.run(2, f"kill $(cat {HOME}/pid)")
         wait_until(lambda: cluster.try_run(1, f"mosdo {BY_SSH} -n 2 true").returncode == 255, "nobody listens there")
+
+
+@pytest.mark.skipif(not Path(SSHD).exists(), reason="no sshd on this machine (openssh-server)")
+def test_mosmon_by_ssh(cluster: Cluster) -> None:
+    with sshd_on(cluster, 2):
+        # setsid: only who has a terminal of its own is told of its size
+        ssh = ["setsid", "--ctty", "--wait", "ssh", "-F", f"{HOME}/config", "-tt", cluster.address(2), "mosmon"]
+        screen = Screen([*COMMAND, "exec", "--name", cluster.lab.name, "1", "--", *ssh])
+        try:
+            screen.wait_for("h help, q quit")
+            screen.press("t")
+            screen.wait_for("[Total 2]")
+            screen.resize(50, 160, "[Total 2]")
+            screen.press("q")
+            assert screen.wait_end() == 0
+        finally:
+            screen.close()
 
 
 def where(cluster: Cluster, pid: str) -> str:
