@@ -13,8 +13,8 @@ Where somebody else has work for the processor, who leaves it gets it back a who
 woken in time: then nobody looks (measured with two busy loops beside, on two processors: 3.9 ms instead of 0.6).
 
 Both ends gain when one of them looks: its processor is not halted, and the other one's is for a shorter time.  A byte
-to and fro through pipes between two idle processors of a virtual machine took 62 to 82 us, 15 to 20 where one of the two
-looked, and 7 on one processor.
+to and fro through pipes between two idle processors of a virtual machine took 62 to 82 us, 15 to 20 where one of the
+two looked, and 7 on one processor.
 Called by net/server.py and mount/loop.py.
 """
 

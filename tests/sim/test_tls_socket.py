@@ -23,7 +23,7 @@ from omfs.net.accepting import listen
 from omfs.net.authority import install_credentials, make_authority
 from omfs.net.frames import Buffer
 from omfs.net.peer import Peer
-from omfs.net.server import Answer, FileSlice, Server, Session
+from omfs.net.server import STRANGERS_MAX, Answer, FileSlice, Server, Session
 from omfs.net.tls import LocalIdentity, load_identity
 from tests.sim.line import HOLDER, OWNER, FakeService, local_node, look_up
 
@@ -304,14 +304,11 @@ async def test_a_client_that_never_shakes_hands(
     await check_undisturbed(owner, friend)
 
 
-async def test_too_many_who_never_shake_hands(
-    owner: Owner, friend: Peer, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "STRANGERS_MAX", 3)
+async def test_too_many_who_never_shake_hands(owner: Owner, friend: Peer, told: Told) -> None:
     with contextlib.ExitStack() as strangers:
-        for _ in range(4):
+        for _ in range(STRANGERS_MAX + 1):
             strangers.enter_context(socket.create_connection(("127.0.0.1", owner.port)))
-        assert "closed, 3 others have not said yet who they are" in await told.wait_line()
+        assert f"closed, {STRANGERS_MAX} others have not said yet who they are" in await told.wait_line()
     await check_undisturbed(owner, friend)
 
 
