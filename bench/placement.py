@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from mignode.simulation import Machine, Simulation, Work, mean_slowdown
 from mignode.strategies import STRATEGIES, best_assignment
@@ -22,30 +22,51 @@ SPEEDS: Final = (1.0, 1.0, 1.0, 1.5, 1.5, 2.0)
 BETWEEN_S: Final = 10.5  # jobs: about eight tenths of what the nodes can do
 SHORTEST_S, LONGEST_S = 10.0, 3000.0
 SCANS_BYTES_PER_S: Final = (20e6, 200e6)  # of CPU time
+MEMORY: Final = 1 << 30  # of a node
+MEMORIES: Final = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)  # GiB, where it is scarce; the fast nodes have more of it, too
 SMALL_SPEEDS: Final = (1.0, 1.0, 2.0)
 SMALL_JOBS, SMALL_BETWEEN_S, SMALL_LONGEST_S = 6, 5.0, 300.0  # 729 placements
 SMALL_CLUSTERS: Final = 20
 
 
-def mixed(seed: int, until_s: float, scans: float = 0.5) -> tuple[list[Machine], list[Work]]:
-    """*scans*: which part of the jobs reads files."""
+class Mix(NamedTuple):
+    """What jobs want.  *scans*: which part of them reads files.  *scarce*: memory is.
+
+    Then, as memory was the publication's second resource, a job takes 2 % of the largest node's or more, by a heavy
+    tail, and nodes differ in it.
+    """
+
+    name: str
+    scans: float = 0.0
+    scarce: bool = False
+
+
+READING: Final = Mix("half of the jobs read files of a node", scans=0.5)
+COMPUTING: Final = Mix("all compute, and there is memory for all")
+CROWDED: Final = Mix("all compute, and memory is scarce", scarce=True)
+
+
+def mixed(seed: int, until_s: float, mix: Mix) -> tuple[list[Machine], list[Work]]:
     chance, works, now_s = random.Random(seed), list[Work](), 0.0
-    machines = [Machine(number, 1, speed, 1 << 30) for number, speed in enumerate(SPEEDS, 1)]
+    memories = [int(size * MEMORY) for size in MEMORIES] if mix.scarce else [MEMORY] * len(SPEEDS)
+    nodes_have = zip(SPEEDS, memories, strict=True)
+    machines = [Machine(number, 1, *one) for number, one in enumerate(nodes_have, 1)]
     nodes = [machine.node_id for machine in machines]
     while (now_s := now_s + chance.expovariate(1 / BETWEEN_S)) < until_s:
         cpu_s, owner = min(SHORTEST_S / (1 - chance.random()), LONGEST_S), chance.choice(nodes)
         reads = cpu_s * chance.uniform(*SCANS_BYTES_PER_S)
-        files = ((owner, reads, 0.0),) if chance.random() < scans else ()
-        memory = min(8 / (1 - chance.random()), 400.0) * (1 << 20)
+        files = ((owner, reads, 0.0),) if chance.random() < mix.scans else ()
+        least, most = (20.0, 1000.0) if mix.scarce else (8.0, 400.0)
+        memory = min(least / (1 - chance.random()), most) * (1 << 20)
         works.append(Work(f"j{len(works)}", now_s, chance.choice(nodes), cpu_s, int(memory), files))
     return machines, works
 
 
-def measure(name: str, runs: int, until_s: float, scans: float = 0.5) -> tuple[float, float]:
+def measure(name: str, runs: int, until_s: float, mix: Mix = READING) -> tuple[float, float]:
     """Mean slowdown, and moves for each job."""
     slowdown = moves = 0.0
     for seed in range(runs):
-        machines, works = mixed(seed, until_s, scans)
+        machines, works = mixed(seed, until_s, mix)
         jobs = Simulation(machines, Costs(), STRATEGIES[name](), seed).run(works)
         slowdown += mean_slowdown(jobs, machines, Costs())
         moves += sum(len(job.moves) for job in jobs) / len(jobs)
@@ -55,7 +76,7 @@ def measure(name: str, runs: int, until_s: float, scans: float = 0.5) -> tuple[f
 def small(seed: int) -> tuple[list[Machine], list[Work]]:
     """One node is twice as fast as the others; half of the jobs read files."""
     chance, works = random.Random(seed), list[Work]()
-    machines = [Machine(number, 1, speed, 1 << 30) for number, speed in enumerate(SMALL_SPEEDS, 1)]
+    machines = [Machine(number, 1, speed, MEMORY) for number, speed in enumerate(SMALL_SPEEDS, 1)]
     nodes = [machine.node_id for machine in machines]
     for number in range(SMALL_JOBS):
         cpu_s, owner = min(SHORTEST_S / (1 - chance.random()), SMALL_LONGEST_S), chance.choice(nodes)
@@ -78,10 +99,10 @@ def by_the_optimum(names: Iterable[str], seeds: int) -> dict[str, float]:
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    for scans in (0.5, 0.0):
-        print(f"{scans:.0%} of the jobs read files of a node; {runs} runs of 3000 s")
+    for mix in (READING, COMPUTING, CROWDED):
+        print(f"{mix.name}; {runs} runs of 3000 s")
         for name in STRATEGIES:
-            slowdown, moves = measure(name, runs, 3000.0, scans)
+            slowdown, moves = measure(name, runs, 3000.0, mix)
             print(f"  {name:28} {slowdown:7.2f}  {moves:5.2f} moves a job", flush=True)
     print(f"by the best of all placements without moves; {SMALL_CLUSTERS} clusters of 3 nodes and 6 jobs")
     for name, times in by_the_optimum(STRATEGIES, SMALL_CLUSTERS).items():

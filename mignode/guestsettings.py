@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mignode import decay
 from mignode.book import Settings
 from mignode.decay import DecayClass
-from mignode.registry import Registry
 from mignode.traits import Traits, deputy_in
 from omfs.errors import RemoteFailure, WireError
 from omfs.magic import controlfiles
 from omfs.magic.controlfiles import Value
+
+if TYPE_CHECKING:
+    from mignode.registry import Registry  # for `mosctl`, which would load all that mignode needs
 
 OF_GUEST: Final = frozenset({"lock", "nmigs", "migfilter", "migpolicy", "mignodes", "decay"})
 SELECTED: Final = "selected"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.placement import by_the_optimum, measure
+from bench.placement import COMPUTING, CROWDED, READING, Mix, by_the_optimum, measure
 from mignode.simulate import OURS, Trace, failures, parse, told
 from mignode.simulation import Job, Machine, Simulation, Work, mean_slowdown
 from mignode.strategies import STRATEGIES, AtHome, Balancing, best_assignment
@@ -104,18 +104,24 @@ def test_a_bad_trace_is_refused(text: str, said: str) -> None:
 # ---------------------------------------------------------------- figures
 
 
-def test_balancing_beats_the_best_placement_as_published() -> None:
-    """Amir and others: the best static assignment is 14 % worse than the adaptive one, round robin 68 %."""
-    ours, static, in_turn = (measure(name, 3, 1000.0)[0] for name in (OURS, "best price", "in turn"))
+@pytest.mark.parametrize(("mix", "in_turn_by"), [(READING, 1.5), (CROWDED, 1.68)], ids=["data", "memory"])
+def test_balancing_beats_the_best_placement_as_published(mix: Mix, in_turn_by: float) -> None:
+    """Amir and others: the best static assignment is 14 % worse than the adaptive one, round robin 68 %.
+
+    Where half of the jobs read, the runs are too short here for the whole of the latter.
+    """
+    ours, static, in_turn = (measure(name, 3, 1000.0, mix)[0] for name in (OURS, "best price", "in turn"))
     assert static >= 1.14 * ours
-    assert in_turn >= 1.5 * ours
+    assert in_turn >= in_turn_by * ours
 
 
-@pytest.mark.parametrize(("scans", "least"), [(0.5, 1.2), (0.0, 1.05)], ids=["half of them read", "all compute"])
-def test_balancing_beats_what_knows_less(scans: float, least: float) -> None:
-    ours = measure(OURS, 3, 1000.0, scans)[0]
+@pytest.mark.parametrize(
+    ("mix", "least"), [(READING, 1.2), (COMPUTING, 1.05), (CROWDED, 1.2)], ids=["data", "all compute", "memory"]
+)
+def test_balancing_beats_what_knows_less(mix: Mix, least: float) -> None:
+    ours = measure(OURS, 3, 1000.0, mix)[0]
     for name in ("nobody moves", "by chance", "least loaded"):
-        assert measure(name, 3, 1000.0, scans)[0] >= least * ours, name
+        assert measure(name, 3, 1000.0, mix)[0] >= least * ours, name
 
 
 def test_the_least_loaded_is_by_processors_and_speed() -> None:
