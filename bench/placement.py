@@ -23,7 +23,6 @@ BETWEEN_S: Final = 10.5  # jobs: about eight tenths of what the nodes can do
 SHORTEST_S, LONGEST_S = 10.0, 3000.0
 SCANS_BYTES_PER_S: Final = (20e6, 200e6)  # of CPU time
 MEMORY: Final = 1 << 30  # of a node
-MEMORIES: Final = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)  # GiB, where it is scarce; the fast nodes have more of it, too
 SMALL_SPEEDS: Final = (1.0, 1.0, 2.0)
 SMALL_JOBS, SMALL_BETWEEN_S, SMALL_LONGEST_S = 6, 5.0, 300.0  # 729 placements
 SMALL_CLUSTERS: Final = 20
@@ -32,8 +31,7 @@ SMALL_CLUSTERS: Final = 20
 class Mix(NamedTuple):
     """What jobs want.  *scans*: which part of them reads files.  *scarce*: memory is.
 
-    Then, as memory was the publication's second resource, a job takes 2 % of the largest node's or more, by a heavy
-    tail, and nodes differ in it.
+    Then, as memory was the publication's second resource, a job takes 2 % of a node's or more, by a heavy tail.
     """
 
     name: str
@@ -48,9 +46,7 @@ CROWDED: Final = Mix("all compute, and memory is scarce", scarce=True)
 
 def mixed(seed: int, until_s: float, mix: Mix) -> tuple[list[Machine], list[Work]]:
     chance, works, now_s = random.Random(seed), list[Work](), 0.0
-    memories = [int(size * MEMORY) for size in MEMORIES] if mix.scarce else [MEMORY] * len(SPEEDS)
-    nodes_have = zip(SPEEDS, memories, strict=True)
-    machines = [Machine(number, 1, *one) for number, one in enumerate(nodes_have, 1)]
+    machines = [Machine(number, 1, speed, MEMORY) for number, speed in enumerate(SPEEDS, 1)]
     nodes = [machine.node_id for machine in machines]
     while (now_s := now_s + chance.expovariate(1 / BETWEEN_S)) < until_s:
         cpu_s, owner = min(SHORTEST_S / (1 - chance.random()), LONGEST_S), chance.choice(nodes)

@@ -345,7 +345,10 @@ class Balance:
         """How fast memory goes over."""
         seconds = sum(stage.seconds for stage in journey.stages if stage.bytes)
         if journey.state is State.ARRIVED and journey.sent_bytes >= STANDARD_BYTES and seconds:
-            self._bytes_per_s = journey.sent_bytes / seconds
+            nodes = self._nodes()
+            loads = [nodes[node].load for node in (self._here, journey.target) if node in nodes]
+            crowd = max((load.running / load.cpus for load in loads), default=1.0)
+            self._bytes_per_s = tuning.learned(journey.sent_bytes, seconds, max(1.0, crowd))
 
 
 def _look_at(init: int, pids: list[int]) -> tuple[Used, int]:

@@ -86,6 +86,17 @@ def costs(overheads: Sequence[int], mfscosts: Sequence[int], learned_bytes_per_s
     return found
 
 
+def learned(sent_bytes: int, seconds: float, crowd: float) -> float:
+    """Bytes a second, of a move that has taken so long.
+
+    *crowd*: how many wanted each processor of the busier node, 1 or more.  The move waited for it as they did, and its
+    guest lost only the part that it would have had; else a crowded node would find that moves are dear, and keep its
+    crowd.  That it was the network can't be seen, so nothing is taken for faster than what nobody has measured.
+    """
+    rate = sent_bytes / seconds
+    return max(rate, min(rate * crowd, Costs().memory_bytes_per_s))
+
+
 def shown(pair: str, found: Tuned) -> str:
     """A table for people, and the two files as `mosctl gettune` has them."""
     rows = [f"{pair}, in microseconds:"]

@@ -49,6 +49,7 @@ class House:
         self.asked = 0
         self.sent: list[tuple[str, int]] = []
         self.fails: Exception | None = None
+        self.move_takes_s = 2.0
         self.mark = "0" * 16
         self.past_told = Past()
         self.here: dict[str, Any] = {}
@@ -110,7 +111,7 @@ class House:
         self.sent.append((guest.name, node))
         if self.fails is not None:
             raise self.fails
-        stages = (Stage("dumped and sent", 2.0, 100 * MIB),)
+        stages = (Stage("dumped and sent", self.move_takes_s, 100 * MIB),)
         learn(Journey(HERE, node, State.ARRIVED, stages, sent_bytes=100 * MIB))
         del self.here[guest.name]
 
@@ -326,7 +327,7 @@ async def test_what_moves_cost_is_learned_and_what_tune_has_measured_comes_first
 ) -> None:
     house.add("a")
     async with house.running(10.5):
-        assert house.balance._costs().bytes_per_s == 50 * MIB
+        assert house.balance._costs().bytes_per_s == Costs().bytes_per_s, "no more, where three want the processor"
     house.store.values = msgspec.structs.replace(house.store.values, overheads=(*[0] * 12, 500_000, 40))
     costs = house.balance._costs()
     assert (costs.move_s, round(costs.memory_bytes_per_s)) == (0.5, 102_400_000)
@@ -368,9 +369,20 @@ async def test_who_begins_is_taken_to_compute_until_something_is_known(autojump_
 
 
 async def test_who_begins_elsewhere_is_moved_as_any(autojump_clock: Clock, house: House) -> None:
+    house.infos = [info(HERE, 100), info(IDLE, 0)]
+    await house.balance.view()
     await house.balance.start_at(house.add("a"), IDLE)
     assert house.sent == [("a", IDLE)]
     assert house.balance._costs().memory_bytes_per_s == 50 * MIB, "and shows how fast the network is"
+
+
+async def test_a_move_from_a_crowded_node_is_not_taken_for_dear(autojump_clock: Clock, house: House) -> None:
+    house.move_takes_s = 20.0
+    view = await house.balance.view()
+    assert view is not None
+    assert view.nodes[HERE].load.running == 3.0
+    await house.balance.start_at(house.add("a"), IDLE)
+    assert house.balance._costs().memory_bytes_per_s == 15 * MIB
 
 
 # ---------------------------------------------------------------- decay, and the past

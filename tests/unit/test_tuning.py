@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mignode.adminvalues import AdminValues
-from mignode.tuning import MFSCOSTS, MIB, MOST_US, OVERHEADS, PAGE_BYTES, costs, page_s, shown, tuned, written
+from mignode.tuning import MFSCOSTS, MIB, MOST_US, OVERHEADS, PAGE_BYTES, costs, learned, page_s, shown, tuned, written
 from mignode.weighing import Costs
 from omfs.magic.controlfiles import OF_ADMIN
 
@@ -54,10 +54,19 @@ def test_before_anything_is_known() -> None:
 
 
 def test_what_moves_have_shown_holds_until_it_is_measured() -> None:
-    learned = costs(NONE.overheads, NONE.mfscosts, 50e6)
-    assert learned == Costs()._replace(bytes_per_s=50e6, memory_bytes_per_s=50e6)
+    shown_by_moves = costs(NONE.overheads, NONE.mfscosts, 50e6)
+    assert shown_by_moves == Costs()._replace(bytes_per_s=50e6, memory_bytes_per_s=50e6)
     measured = costs(with_overheads(move_page=40), with_mfscosts(read_mib=4000), 50e6)
     assert (measured.memory_bytes_per_s, measured.bytes_per_s) == (PAGE_BYTES * 1e6 / 40, MIB * 1e6 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "crowd", "shown_mb"), [(5.0, 1.0, 20.0), (5.0, 3.0, 60.0), (5.0, 9.0, 100.0), (0.5, 9.0, 200.0)]
+)
+def test_a_move_that_waited_for_the_processor_says_less_of_the_network(
+    seconds: float, crowd: float, shown_mb: float
+) -> None:
+    assert learned(100_000_000, seconds, crowd) == shown_mb * 1e6
 
 
 def test_each_measured_cost_has_its_place() -> None:
