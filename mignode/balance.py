@@ -169,7 +169,16 @@ class Balance:
 
     async def start_at(self, guest: Guest, node: int) -> None:
         """As balancing moves one; where it can't go it goes on here.  Raises OmfsError, OSError."""
-        await self._send(guest, node, self._learn)
+        await self._travel(guest, node)
+
+    async def _travel(self, guest: Guest, node: int) -> None:
+        self._sent.departs(trio.current_time(), guest.name)
+        try:
+            await self._send(guest, node, self._learn)
+        except BaseException:
+            self._sent.forget(guest.name)
+            raise
+        self._sent.arrived(trio.current_time(), guest.name)
 
     def frozen(self) -> float:
         """How many threads of guests here ran or wanted to before these were frozen."""
@@ -323,9 +332,9 @@ class Balance:
             if not decision.moves:
                 return
             log.info("guest %s goes to node %d: %s", guest.name, decision.target, decision.reason)
-            self._sent.note(now_s, self._here, decision.target, known.demand)
+            self._sent.note(now_s, self._here, decision.target, known.demand, guest.name)
             guest.past = known.past(now_s, moves=1)
-            await self._send(guest, decision.target, self._learn)
+            await self._travel(guest, decision.target)
         except HandoverRefused:
             pass  # somebody else moves it
         except (OmfsError, OSError, trio.TooSlowError) as error:

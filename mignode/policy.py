@@ -131,14 +131,26 @@ class Sent:
     """Who was sent where lately, or has begun: the loads that are known are averages, and old, and do not have him yet.
 
     Who has begun counts nowhere until it is said where he goes on: what the average has of him by then is taken off.
+    As long as one is under way, which may be long on crowded nodes, no average changes: neither fades what it lacks.
     """
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
         self._begun: dict[str, _Part] = {}
 
-    def note(self, now_s: float, here: int, to: int, demand: Demand) -> None:
-        self._parts += [_Part("", now_s, to, 1.0, demand), _Part("", now_s, here, -1.0, demand)]
+    def note(self, now_s: float, here: int, to: int, demand: Demand, name: str = "") -> None:
+        self._parts += [_Part(name, now_s, to, 1.0, demand), _Part(name, now_s, here, -1.0, demand)]
+
+    def departs(self, now_s: float, name: str) -> None:
+        """Who was noted, or goes on elsewhere, is under way until he has `arrived`, or can't go: `forget`."""
+        parts = [part._replace(since_s=math.inf, unseen=part.unseen_at(now_s)) for part in self._parts_of(name)]
+        self.forget(name)
+        self._parts += parts
+
+    def arrived(self, now_s: float, name: str) -> None:
+        parts = [part._replace(since_s=min(part.since_s, now_s)) for part in self._parts_of(name)]
+        self.forget(name)
+        self._parts += parts
 
     def begins(self, now_s: float, name: str, here: int, demand: Demand) -> None:
         self._begun[name] = _Part(name, now_s, here, 1.0, demand)
@@ -159,6 +171,9 @@ class Sent:
         self._begun.pop(name, None)
         self._parts = [part for part in self._parts if part.name != name]
 
+    def _parts_of(self, name: str) -> list[_Part]:
+        return [part for part in self._parts if part.name == name]
+
     def corrected(self, nodes: Mapping[int, Node], now_s: float) -> dict[int, Node]:
         self._parts = [part for part in self._parts if now_s - part.since_s < FORGOTTEN_S]
         found = dict(nodes)
@@ -171,7 +186,10 @@ class Sent:
 
 
 class _Part(NamedTuple):
-    """*unseen*: how much of the *demand* the node's average did not have *since_s*; below 0: still had."""
+    """*unseen*: how much of the *demand* the node's average did not have *since_s*; below 0: still had.
+
+    *since_s* is infinite as long as it neither runs there yet nor has left.
+    """
 
     name: str
     since_s: float
@@ -180,7 +198,7 @@ class _Part(NamedTuple):
     demand: Demand
 
     def unseen_at(self, now_s: float) -> float:
-        return self.unseen * math.exp((self.since_s - now_s) / SMOOTHED_OVER_S)
+        return self.unseen * math.exp(min(0.0, self.since_s - now_s) / SMOOTHED_OVER_S)
 
 
 def _with(node: Node, share: float, demand: Demand) -> Node:

@@ -247,6 +247,24 @@ def test_who_was_sent_counts_until_the_averages_have_him() -> None:
     assert sent.corrected(known, 10.0 + FORGOTTEN_S) == known
 
 
+def test_who_is_under_way_counts_where_he_goes_for_as_long_as_that_takes() -> None:
+    sent, known = Sent(), dict(cluster(CROWDED, IDLE).nodes)
+    sent.note(10.0, 1, 2, HOG, "a")
+    sent.departs(10.0, "a")
+    assert runs(sent.corrected(known, 10.0 + 5 * FORGOTTEN_S)) == [CROWDED.running - 1.0, 1.0]
+    sent.arrived(100.0, "a")
+    assert runs(sent.corrected(known, 100.0)) == [CROWDED.running - 1.0, 1.0]
+    assert 0 < sent.corrected(known, 104.0)[2].load.running < 0.5, "the averages begin to have him, and to lose him"
+    assert sent.corrected(known, 100.0 + FORGOTTEN_S) == known
+    sent.goes_on(200.0, "b", 2, HOG)
+    sent.departs(201.0, "b")
+    assert 0.7 < sent.corrected(known, 300.0)[2].load.running < 0.8
+    sent.forget("b")  # he could not go
+    assert sent.corrected(known, 300.0) == known
+    sent.arrived(300.0, "b")
+    assert sent.corrected(known, 300.0) == known
+
+
 def test_who_begins_adds_to_where_he_goes_on_until_he_has_ended() -> None:
     sent, known = Sent(), dict(cluster(IDLE, IDLE).nodes)
     sent.goes_on(10.0, "a", 2, HOG)
