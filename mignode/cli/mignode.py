@@ -9,6 +9,7 @@ it can't and ends with 1.  What the daemon does is in mignode/daemon.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import resource
@@ -21,6 +22,7 @@ from omfs.cli.daemonlog import log_behind, log_to_stderr
 from omfs.config import DEFAULT_CONFIG, load_settings
 from omfs.errors import ConfigError
 
+_NICE: Final = -10  # nine times the weight of a program
 _ABOUT: Final = """Remember where this node's processes run, what they selected and what else openMosix's control
 files in /mfs/proc say of them.  Without it the magic names (/mfs/here, /mfs/home ...) still answer, for ordinary
 processes."""
@@ -56,6 +58,7 @@ def _run(config: Path, report: Report) -> None:
     if report.is_awaited:
         log_behind("mignode", Path(settings.run_dir))
     _allow_many_descriptors()
+    _go_first()
     # everything heavy, after the words were understood
     from mignode.bodyfiles import made
     from mignode.hatchery import Hatchery
@@ -70,6 +73,16 @@ def _allow_many_descriptors() -> None:
     """One for each process that has something to remember."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _go_first() -> None:
+    """Before the programs of a crowded node, or nobody would get away from it in time; guests have their own priority.
+
+    Whoever starts it with another nice value (systemd's Nice=) has chosen that.
+    """
+    if os.getpriority(os.PRIO_PROCESS, 0) == 0:
+        with contextlib.suppress(PermissionError):  # a container's root without CAP_SYS_NICE
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 if __name__ == "__main__":

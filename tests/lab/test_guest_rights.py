@@ -147,3 +147,22 @@ def restart_mignode(cluster: Cluster, node: int) -> None:
     """As its unit would, with the settings as they are now."""
     pid = cluster.ask(node, "mignode")["pid"]
     cluster.run(node, f"kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done; mignode")
+
+
+def test_mignode_goes_before_programs_and_guests_do_not(cluster: Cluster) -> None:
+    """Else nobody would get away from a crowded node in time."""
+    for node in (1, 2):
+        assert set(cluster.run(node, "ps -C mignode -o ni=").split()) == {"-10"}
+    process = cluster.lab.popen(1, "mosrun sh -c 'nice -n 3 sleep 1000 & sleep 1000' < /dev/null & echo $!; wait")
+    assert process.stdout is not None
+    pid = process.stdout.readline().strip()
+    try:
+        for node in (1, 2):
+            cluster.run(1, f"migrate {pid} {node if node > 1 else 'home'}")
+            wait_until(
+                lambda node=node: sorted(cluster.run(node, "ps -C sleep -o ni= || :").split()) == ["0", "3"],
+                f"they have their own priority on node {node}",
+            )
+    finally:
+        cluster.try_run(1, f"kill -9 {pid}")
+        cluster.lab.end(process)
