@@ -37,7 +37,8 @@ GAIN_LEAST_S: Final = 0.05  # per second
 GAIN_FIRST: Final = 0.25  # of a program that has only just begun: that mosrun starts it is load, too
 RESIDENCE_S: Final = 3.0  # the first look at what it does takes two seconds
 RESIDENCE_MAX_S: Final = 600.0
-COSTS_OF_MOVING: Final = 5.0  # it stays at least for so many times what the move took
+COSTS_OF_MOVING: Final = 2.0  # it stays at least for so many times what a move takes
+RESTLESS: Final = 1.4  # and so much longer for each time that it was moved lately; twice is worse in bench/placement.py
 LIFE_MAX_S: Final = 3600.0
 RESERVE: Final = 1 / 16  # of a node's memory that is to be free
 SMOOTHED_OVER_S: Final = 4.0  # a node's load is the average of so long (load.py)
@@ -285,7 +286,7 @@ def is_short_of_memory(load: Load) -> bool:
 def residence_s(guest: Guest, costs: Costs) -> float:
     """So long it stays, at least."""
     least = max(RESIDENCE_S, COSTS_OF_MOVING * moving_s(guest.demand, costs))
-    return float(min(RESIDENCE_MAX_S, least * 2**guest.unrest))
+    return float(min(RESIDENCE_MAX_S, least * RESTLESS**guest.unrest))
 
 
 # ---------------------------------------------------------------- what may be

@@ -14,6 +14,7 @@ from mignode.guestsettings import allows
 from mignode.policy import (
     FORGOTTEN_S,
     RESIDENCE_MAX_S,
+    RESTLESS,
     SMOOTHED_OVER_S,
     Cluster,
     Decision,
@@ -82,7 +83,8 @@ def test_who_has_begun_just_now_is_not_expected_to_go_on() -> None:
 def test_who_came_just_now_stays_the_longer_the_more_often_he_was_moved() -> None:
     assert decision(cluster(CROWDED, IDLE), guest(here_s=2.0)).reason == "it has been here for less than 3 s"
     waits = [residence_s(guest(unrest=unrest), Costs()) for unrest in (0, 1, 2, 50)]
-    assert waits[1:3] == [2 * waits[0], 4 * waits[0]]
+    assert waits[1:3] == pytest.approx([RESTLESS * waits[0], RESTLESS**2 * waits[0]])
+    assert RESTLESS > 1
     assert waits[3] == RESIDENCE_MAX_S
 
 
