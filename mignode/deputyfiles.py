@@ -165,6 +165,7 @@ class DeputyFiles:
         self._user_attributes: list[Any] | None = None  # of the terminal while it is raw
         self._raw: list[Any] = []  # what it is then
         self._is_in_foreground = False
+        self._told_size = plan.window
         self._end: Ended | None = None
         self._stopped: Stopped | None = None
         if not self._has_input:
@@ -222,6 +223,8 @@ class DeputyFiles:
             self._end_input()
             return
         if data:
+            if self._plan.kinds[0] is Kind.TERMINAL:
+                self._size_before_keys()
             self._relay.put(Stream.INPUT, data)
         elif self._plan.kinds[0] is Kind.TERMINAL and not self._is_hung_up():
             self._relay.put(Stream.INPUT, self._typed_end())
@@ -333,8 +336,18 @@ class DeputyFiles:
         """The user's window may have another size."""
         if self._plan.has_terminal:
             with contextlib.suppress(OSError):
-                self._say(Resized(_size_of(self._plan.kinds.index(Kind.TERMINAL))))
+                self._tell_size(_size_of(self._plan.kinds.index(Kind.TERMINAL)))
                 self._flush()
+
+    def _size_before_keys(self) -> None:
+        """What is typed into a window of a new size finds it: keys may be here before we have heard SIGWINCH."""
+        with contextlib.suppress(OSError):
+            if (size := _size_of(0)) != self._told_size:
+                self._tell_size(size)
+
+    def _tell_size(self, size: Size) -> None:
+        self._told_size = size
+        self._say(Resized(size))
 
     # ------------------------------------------------------------ the user's terminal
 

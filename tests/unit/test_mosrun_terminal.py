@@ -11,6 +11,12 @@ import pytest
 
 from tests.unit.deputyroom import PROMPT, User, room, user, wait_until
 
+SIZED = """
+import os, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print(f"<{line.strip()} {os.get_terminal_size(0).columns}>", flush=True)
+"""
 SHELL = "PS1='guest''> ' mosrun bash --norc --noprofile --noediting -i"
 
 
@@ -140,6 +146,21 @@ def test_the_window_may_change(ann: User) -> None:
     ann.resize(40, 132)
     ann.reads("40 132\nchanged\n")
     ann.types("\x03")
+    ann.reads(PROMPT)
+
+
+def test_what_is_typed_into_a_new_window_finds_its_size(ann: User) -> None:
+    """Also where mosrun sees both at once, as on a busy machine; it may find a newer one."""
+    (ann.room.folder / "sized.py").write_text(SIZED)
+    ann.types("mosrun python3 sized.py\n")
+    ann.reads("ready\n")
+    for first in range(100, 600, 50):
+        for columns in range(first, first + 50):
+            ann.resize(24, columns)
+            ann.types(f"{columns}\n")
+        for columns in range(first, first + 50):
+            assert int(ann.reads(rf"<{columns} (\d+)>")[1]) >= columns
+    ann.types("\x04")
     ann.reads(PROMPT)
 
 
