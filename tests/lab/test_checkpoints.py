@@ -139,6 +139,7 @@ class Counting:
 
     def _numbers(self, name: str) -> list[int]:
         lines = self._cluster.run(self._node, f"head -n -1 {self.path}/{name}.out").splitlines()
+        assert all(len(line.split()) == 2 for line in lines), lines
         counted = [tuple(map(int, line.split())) for line in lines]
         assert all(total == n * (n + 1) // 2 for n, total in counted)
         return [n for n, _ in counted]
