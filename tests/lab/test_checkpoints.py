@@ -26,7 +26,8 @@ while not os.path.exists("stop"):
     total += n
     notes.write(f"{n}\\n")
     notes.flush()
-    print(n, total, flush=True)
+    # a line at once: print() writes each part where PYTHONUNBUFFERED is set, and an image may be of any moment between
+    print(f"{n} {total}\\n", end="", flush=True)
     time.sleep(0.02)
 print("heard", sys.stdin.read(), flush=True)
 """
