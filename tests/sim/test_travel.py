@@ -32,6 +32,7 @@ ASKING: Final = ("restored", "kept", "barred")
 """Points of a source whose destination has its copy: it goes on, and does not hear that the other is dead."""
 COMMITTED: Final = ("committed", "ran", "decided", "written", "let-run")
 """Points behind the point of no return."""
+MEASURED_APART_S: Final = 0.05  # the stages and the freeze have clocks of their own
 PASSING: Final = [*((2, point) for point in SOURCE), *((3, point) for point in DESTINATION)]
 """Of a guest that goes from node 2 to node 3."""
 
@@ -55,7 +56,8 @@ async def test_it_goes_from_node_to_node_and_home(world: World, autojump_clock: 
         sent = {stage.name: stage.bytes for stage in journey.stages if stage.bytes}
         assert (list(sent), sum(sent.values())) == (["dumped and sent"], journey.sent_bytes)
         lasted = [stage.seconds for stage in journey.stages]  # it is frozen in the third, and runs in the sixth
-        assert sum(lasted[2:6]) >= journey.frozen_s >= sum(lasted[3:5]) > 0
+        assert sum(lasted[2:6]) + MEASURED_APART_S >= journey.frozen_s >= sum(lasted[3:5]) - MEASURED_APART_S
+        assert min(lasted[3:5]) > 0
         assert journey.age_s > 0, "its home knows how old it is"
     assert world.hosts[HOME].passed[: len(SOURCE)] == list(SOURCE)
     assert world.hosts[2].passed[: len(DESTINATION)] == list(DESTINATION)

@@ -13,6 +13,7 @@ import pytest
 
 from mignode.pipeowners import FILE, give_back, note
 from omfs.errors import WireError
+from omfs.kernel.credentials import ROOT
 
 PROGRAM = "import sys; print('ready', flush=True); sys.stdin.read()"
 INSIDE = 7
@@ -22,7 +23,8 @@ ALICE, BOB = (1001, 1002), (1003, 1004)
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """Its standard input and output are pipes, 5 leads to the same as 0."""
-    reading, writing = os.pipe()
+    with ROOT:  # another test of this worker may have left its group behind: pipes would be that group's
+        reading, writing = os.pipe()
     with subprocess.Popen(
         ["sh", "-c", f'exec 5<&0; exec "{sys.executable}" -c "$0"', PROGRAM],
         stdin=reading,
