@@ -5,7 +5,7 @@ message); what is simulated is the clock and the network, which loses datagrams 
 simulated ones.  All begin knowing nothing, and ages are looked at in the last quarter of a run.  What a node has heard
 of the last hundred seconds depends on those alone, so ages below a hundred are right once a run is that long; what was
 never heard is older.  `python -m bench.gossip` makes the table of docs/PERFORMANCE.md; 5000 nodes take 9 GB, and for
-each loss half an hour of a processor that does nothing else.
+each loss three quarters of an hour of a processor that does nothing else.
 """
 
 from __future__ import annotations
