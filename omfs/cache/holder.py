@@ -60,13 +60,16 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether an answer given now may be cached."""
-        return self.mode is not Mode.NONE and not self.recalls
+        """Whether an answer given now may be cached; not from the moment when a recall was seen until the next grant.
+
+        What changes until that recall is answered is not recalled once more.
+        """
+        return self.mode is not Mode.NONE and not self.recalls and self.serial > self.void
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether a write answered now may be sent later; not from the moment when a recall of that was seen."""
-        return self.mode is Mode.EXCLUSIVE and not self.recalls and self.serial > self.void
+        """Whether a write answered now may be sent later."""
+        return self.mode is Mode.EXCLUSIVE and self.is_held
 
     def take_names(self) -> tuple[bytes, ...]:
         """The names told so far; they count as forgotten now."""

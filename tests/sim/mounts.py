@@ -6,6 +6,8 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import trio
 
@@ -27,6 +29,7 @@ from tests.unit.takenmount import TakenMount
 
 FIRST, SECOND = 1, 3  # node ids
 TERM_S = SETTINGS.lease_term_s
+_CONTEXT: Any = SimpleNamespace(uid=0, gid=0, pid=0, umask=0)  # root's call
 
 
 class Changes(FakeChanges):
@@ -131,6 +134,12 @@ class Mounted(TakenMount):
 
     async def size(self) -> int:
         return (await self.node.get_attributes(self.file)).attributes.size_bytes
+
+    async def get_xattr_names(self) -> tuple[bytes, ...]:
+        return await self.operations.listxattr(self.inode.id, _CONTEXT)
+
+    async def set_xattr(self, name: bytes, value: bytes) -> None:
+        await self.operations.setxattr(self.inode.id, name, value, _CONTEXT)
 
     async def release(self, fh: int) -> None:
         await self.asked(abi.RELEASE, struct.pack("<QIIQ", fh, 0, 0, 0))

@@ -10,6 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from omfs.export import guards
+from omfs.mount.recall import CLOSE_WITHIN_S
 from omfs.net.term import SPAN
 from omfs.wiretypes import Mode
 from tests.sim.mounts import FIRST, SECOND, TERM_S, Owner
@@ -68,6 +70,28 @@ async def test_who_is_cut_off_loses_what_it_did_not_send_and_hears_it(owner: Own
     assert await first.written(fh, 4, b" and newer") == 0
     assert await first.flush(fh) == 0
     assert owner.path.read_bytes() == b"new! and newer"
+
+
+async def test_what_is_asked_while_a_recall_waits_for_readers_is_not_kept(
+    owner: Owner, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From when the recall was sent on, nothing is recalled for what changes next; an answer without a grant is old."""
+    monkeypatch.setattr(guards, "UNCACHED_NS", 0)  # also what was written just now is cached
+    first, second = await owner.mount(FIRST), await owner.mount(SECOND)
+    reading = await first.open(os.O_RDONLY)
+    assert first.operations.is_cached(reading)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second.open, os.O_WRONLY)
+        await trio.sleep(CLOSE_WITHIN_S / 2)
+        assert (first.mode, first.inode.lease.recalls) == (Mode.SHARED, 0), "it waits"
+        assert await first.get_xattr_names() == ()
+    assert first.mode is Mode.NONE
+    await second.set_xattr(b"user.x", b"new")
+    fh = await first.open(os.O_RDONLY)
+    assert first.mode is Mode.SHARED
+    assert await first.get_xattr_names() == (b"user.x",)
+    for file in (reading, fh):
+        await first.release(file)
 
 
 async def test_an_owner_that_restarts_gets_what_was_unsent_before_anybody_looks(

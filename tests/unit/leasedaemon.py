@@ -73,6 +73,8 @@ class Daemon:
         self.looking: set[int] = set()  # processes in calls that only look
         self.forgetting: dict[bytes, list[Forgetting]] = {handle: [] for handle in DIRECTORIES}
         self.known: dict[Register, tuple[tuple[int, int] | None, int]] = {}  # by what is held, and the version
+        self.breaks = dict.fromkeys(DIRECTORIES, 0)  # how often what was known of it ceased to hold
+        self.listed: dict[bytes, tuple[tuple[int, int] | None, int]] = {}  # as `known`
         self.running: set[int] = set()
         self.handled: set[int] = set()
         self.is_connected = False
@@ -213,6 +215,8 @@ class Daemon:
             self.up.append(("returned", recall.serial))
         elif recall.serial not in self.running:
             self.holder.seen(recall.handle, self.leases.get(recall.handle), recall.serial)
+            if recall.handle in DIRECTORIES:
+                self.breaks[recall.handle] += 1
             self.running.add(recall.serial)
             self.world.spawn(self._handle_recall(recall, self.epoch), self)
 

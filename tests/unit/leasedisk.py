@@ -16,7 +16,7 @@ FILES: Final = (b"f", b"g")
 DIRECTORIES: Final = (b"D", b"E")
 NAMES: Final = (b"x", b"y")
 DATA: Final = b"/data"
-LOOKS: Final = frozenset({"stat", "look", "read"})
+LOOKS: Final = frozenset({"stat", "look", "read", "list"})  # list: of extended attributes, here a directory's
 WRITES: Final = frozenset({"write", "append"})  # through an open file
 CHANGES_OF_DATA: Final = WRITES | {"behind", "change", "seize"}
 
@@ -93,7 +93,7 @@ class Disk:
         if call.kind in LOOKS:
             if call.kind == "read":
                 return Reply("ok", self.data[call.handle])
-            if call.kind == "stat":
+            if call.kind in ("stat", "list"):
                 return Reply("ok", self.versions[call.handle])
             version, file = self.names[call.handle, call.name]
             return Reply("ok" if file else "missing", version, file, self.versions[file] if file else 0)

@@ -79,8 +79,8 @@ class Rules(WriteRules):
     chmods_count: bool = True  # a change of the directory itself keeps it locked as well
     voids_attributes: bool = True  # then the attributes of the directory are void at once
     holds_attributes: bool = True  # and nobody is told new ones until the names are forgotten
-    knows_granted: bool = True  # what a reply says of a directory is known here only if it was granted with it
-    knows_while_held: bool = True  # and is told to the kernel while the lease is held without a break since
+    knows_while_held: bool = True  # what a reply says of a directory is told again while the lease is held ever since
+    holds_anew: bool = True  # which it is not from the moment when a recall is seen until the next grant
     knows_lookers: bool = True  # but for who may keep the directory locked himself: who only looks does not, and waits
 
 
@@ -417,7 +417,7 @@ class World:
     def _granted(self, key: bytes, call: Call, reply: Reply) -> Reply:
         if (
             key not in self.sessions
-            or call.kind in ("read", "write", "append", "behind", "close")
+            or call.kind in ("read", "list", "write", "append", "behind", "close")
             or not (reply.result == "ok" or call.kind == "look")
         ):
             return reply

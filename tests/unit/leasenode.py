@@ -43,7 +43,9 @@ class Node(Daemon):
             registers: dict[str, Register] = {"look": (call.handle, call.name), "read": (call.handle, DATA)}
             register = registers.get(call.kind, call.handle)
             floor, early = returned.get(register, 0), world.writes.early_of(call.handle)
-            made = {"stat": self._stat, "look": self._look, "read": self._read}.get(call.kind, self._change)
+            made = {"stat": self._stat, "look": self._look, "read": self._read, "list": self._list}.get(
+                call.kind, self._change
+            )
             reply: Reply = yield from made(call, anew)
             if reply.result != "refused":
                 break
@@ -252,9 +254,29 @@ class Node(Daemon):
 
     # ------------------------------------------------------------ what is known without asking
 
+    def _is_held(self, lease: Lease) -> bool:
+        is_held = lease.is_held if self.world.rules.holds_anew else lease.mode is not Mode.NONE and not lease.recalls
+        return self.holder.valid and is_held
+
     def _held(self, directory: bytes) -> tuple[int, int] | None:
         lease = self._lease(directory)
-        return (self.round, lease.void) if self.holder.valid and lease.is_held else None
+        return (self.round, lease.void) if self._is_held(lease) else None
+
+    def _list(self, call: Call, anew: bool) -> Steps:
+        """LISTXATTR: nothing is granted with it, and the kernel keeps nothing of it."""
+        handle = call.handle
+
+        def held() -> tuple[int, int] | None:
+            return (self.round, self.breaks[handle]) if self._is_held(self._lease(handle)) else None
+
+        before = held()
+        listed_at, version = self.listed.get(handle, (None, 0))
+        if before is not None and listed_at == before:
+            return Reply("ok", version)
+        reply = yield from self.ask(call)
+        if reply.result == "ok" and before is not None and held() == before:
+            self.listed[handle] = before, reply.version
+        return reply
 
     def _known(self, directory: bytes, register: Register) -> int:
         """The version of its attributes, or of a name that is absent; 0: not known."""
@@ -270,7 +292,7 @@ class Node(Daemon):
 
     def _keep_known(self, call: Call, reply: Reply, granted: bool) -> None:
         """Our own change was answered: what it says of the directory, and that a name is gone."""
-        if call.kind not in ("unlink", "link", "rename") or not (granted or not self.world.rules.knows_granted):
+        if call.kind not in ("unlink", "link", "rename") or not granted:
             return
         changed, held = dict(reply.changed), self._held(call.handle)
         if call.kind == "rename" and call.other != call.handle:
@@ -352,7 +374,11 @@ class Node(Daemon):
             self.known.pop(register, None)
         for directory in locked:
             self.changing[directory] += 1
+        for directory in directories:
+            self.breaks[directory] += 1
         reply = yield from self.ask(call)
+        for directory in directories:
+            self.breaks[directory] += 1
         for directory in locked:
             self.changing[directory] -= 1
             if self.world.rules.outdates_parents:

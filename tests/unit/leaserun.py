@@ -13,7 +13,7 @@ from tests.unit.leasemodel import Rules, World
 from tests.unit.leasenode import Node
 from tests.unit.leasewrites import Broken
 
-KINDS = ("stat", "look", "read", "change", "seize", "chmod", "link", "unlink", "rename")
+KINDS = ("stat", "list", "look", "read", "change", "seize", "chmod", "link", "unlink", "rename")
 WRITING = ("open", "open", "append", "fsync", "close", "ask", "change", "chmod", "link", "unlink")
 USING = ("write", "append", "fsync", "close", "ask")
 OPEN = Call("open", FILES[0])
@@ -28,7 +28,7 @@ def a_call(kind: str, pick: Callable[[tuple[bytes, ...]], bytes]) -> Call:
             return Call(kind, pick((*FILES, *DIRECTORIES)))
         case "read" | "change" | "seize" | "open" | "write" | "append" | "fsync" | "close" | "ask":
             return Call(kind, pick(FILES))
-        case "chmod":
+        case "chmod" | "list":
             return Call(kind, pick(DIRECTORIES))
         case "link":
             return Call(kind, pick(DIRECTORIES), pick(NAMES), pick(FILES))

@@ -13,7 +13,7 @@ from omfs.kernel.fusenotify import Notifier
 from omfs.mount import lowlevel_abi as abi
 from omfs.mount.inodes import Inode
 from omfs.mount.lowlevel import Hook, Passed
-from omfs.mount.operations_files import FileOperations
+from omfs.mount.operations_attributes import AttributeOperations
 from omfs.mount.remote import RemoteNode
 from omfs.mount.takenops import install_takers
 from tests.unit.writingmount import Kernel
@@ -42,7 +42,7 @@ class TakenMount:
         self.nursery = nursery
         self.node = RemoteNode(peer)
         self.hook = RecordingHook()
-        self.operations = FileOperations(self.hook, {2: self.node})
+        self.operations = AttributeOperations(self.hook, {2: self.node})
         self.kernel = Kernel()
         self.operations.recaller.attach(cast(Notifier, self.kernel))
         install_takers(self.hook, self.operations)

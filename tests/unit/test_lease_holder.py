@@ -161,6 +161,19 @@ def test_while_a_recall_is_under_way_nothing_is_told(holder: Holder) -> None:
     assert holder.granted(lease, 4, Mode.SHARED) is Mode.SHARED
 
 
+@pytest.mark.parametrize("left", [Mode.NONE, Mode.SHARED])
+def test_from_the_recall_on_nothing_is_held_until_the_next_grant(holder: Holder, left: Mode) -> None:
+    lease = held(holder)
+    holder.seen(F, lease, 2)
+    assert not lease.is_held, "as soon as it is seen: the recall may begin later, and what changes then is not told"
+    holder.begin_recall(lease)
+    holder.end_recall(lease, left)
+    assert not lease.is_held
+    assert not holder.tell_unasked(lease)
+    holder.granted(lease, 3, Mode.SHARED)
+    assert lease.is_held
+
+
 def test_what_was_told_during_a_pass_makes_another_necessary(holder: Holder) -> None:
     lease = held(holder)
     holder.begin_recall(lease)

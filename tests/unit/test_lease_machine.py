@@ -132,10 +132,13 @@ WRITES_FOUND_FROM = {"waits_in_grace": 1100, "appends_once": 500, "recall_stops_
 WRITES_RARE = {"keeps_deadline"}  # in test_lease_traces.py
 RARE = {"drops_revalidated", "reads_under_lease", "repeats_passes", "fair_locks", "locks_always", "knows_lookers"}
 AGAINST_REFUSALS = {"answers_early": 100, "chmods_count": 50}
-OF_NAMES = ("unlink", "link", "look", "look", "stat")  # runs of only these are the ones that find ...
-BY_NAMES = ("knows_granted", "knows_while_held")
+# runs of only these calls are the ones that find it
+BY_KINDS = {
+    "knows_while_held": ("unlink", "link", "look", "look", "stat"),
+    "holds_anew": ("list", "list", "chmod", "stat"),
+}
 OF_WRITES = [field.name for field in dataclasses.fields(WriteRules)]
-ELSEWHERE = RARE | set(AGAINST_REFUSALS) | set(OF_WRITES) | set(BY_NAMES)
+ELSEWHERE = RARE | set(AGAINST_REFUSALS) | set(OF_WRITES) | set(BY_KINDS)
 NEEDED = [field.name for field in dataclasses.fields(Rules) if field.name not in ELSEWHERE]
 
 
@@ -151,10 +154,10 @@ def test_what_they_keep_to_for_writes_is_needed(name: str) -> None:
     assert first_broken(Rules(**{name: False}), range(start, start + MUTANT_SEEDS), writes=True) is not None
 
 
-@pytest.mark.parametrize("name", BY_NAMES)
-def test_what_is_answered_without_asking_must_be_held(name: str) -> None:
-    assert first_broken(Rules(), range(100), OF_NAMES) is None
-    assert first_broken(Rules(**{name: False}), range(500), OF_NAMES) is not None
+@pytest.mark.parametrize(("name", "kinds"), BY_KINDS.items())
+def test_what_is_answered_without_asking_must_be_held(name: str, kinds: tuple[str, ...]) -> None:
+    assert first_broken(Rules(), range(100), kinds) is None
+    assert first_broken(Rules(**{name: False}), range(500), kinds) is not None
 
 
 def test_nobody_is_refused_where_nothing_goes_wrong() -> None:
