@@ -69,6 +69,22 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], capsys: pyte
     assert "--help" in captured.err
 
 
+def test_a_word_that_is_no_command_is_told_all_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        admin.main(["--config", "status", "frobnicate", "map"])
+    error = capsys.readouterr().err
+    assert all(f"'{name}'" in error for family in admin.FAMILIES.values() for name in family)
+
+
+def test_a_command_loads_what_it_needs() -> None:
+    words = "['--run-dir', 'cert', 'map']"
+    program = f"from omfs.cli import admin; import sys; admin.build_parser({words}); print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert "omfs.cli.admin_map" in loaded
+    assert not loaded & {"omfs.cli.admin_certificates", "cryptography", "trio"}
+
+
 def test_a_fault_is_one_line_and_status_1(tmp_path: Path) -> None:
     done = run("map", tmp_path / "none.map")
     assert (done.returncode, done.stdout) == (1, "")
