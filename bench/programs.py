@@ -180,9 +180,9 @@ def git_status(directory: str) -> float:
     index, each time (git's Documentation/technical/racy-git): more files of a quick clone than of a slow one.
     """
     argv = ["git", "-C", directory, "status", "--porcelain"]
-    index_s = int(os.stat(f"{directory}/.git/index").st_mtime)
-    while time.time() < index_s + 1:
-        time.sleep(index_s + 1 - time.time())
+    next_s = int(os.stat(f"{directory}/.git").st_mtime) + 1  # the index was given its name last
+    while time.time() < next_s:
+        time.sleep(next_s - time.time())
     run(argv)
     figures = []
     for _ in range(AGAIN):

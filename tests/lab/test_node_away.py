@@ -91,14 +91,15 @@ print("done", flush=True)
 
 def test_hard_waits_and_can_be_killed(cluster: Cluster) -> None:
     here = cluster.fresh_dir(2)
-    cluster.run(2, f"cd {here.native}; echo x > file; echo x > other")
+    cluster.run(2, f"cd {here.native}; for name in file a b; do echo x > $name; done")
     with cluster.mounted(1, f"dfsa=1,hard,timeo={TIMEO_S:g}"):
         cluster.run(1, f"cat {here.remote}/file")
         with cluster.cut(1, 2):
-            # What nobody has looked at: a file that was quiet for long enough is read from the cache.
-            script = f"print('go', flush=True); print(open('{here.remote}/other').read())"
-            killed = cluster.start_python(1, script)
-            patient = cluster.start_python(1, script)
+            # What nobody has looked at: a file that was quiet for long enough is read from the cache.  Two files: whoever
+            # looks up a name that another process is just looking up waits in the kernel, and can't be killed there.
+            script = f"print('go', flush=True); print(open('{here.remote}/{{}}').read())"
+            killed = cluster.start_python(1, script.format("a"))
+            patient = cluster.start_python(1, script.format("b"))
             for program in (killed, patient):
                 program.wait_line("go")
             assert not patient.has_line(within_s=3 * TIMEO_S)

@@ -215,7 +215,8 @@ async def inside_ends() -> None:
     os.setsid()
     program = (
         "import sys; print(sys.stdin.readline(), end='', flush=True); sys.stdin.readline()\n"
-        "import signal; signal.signal(signal.SIGUSR1, lambda *a: None); sys.stderr.write('.'); signal.pause()\n"
+        "import signal; go = {signal.SIGUSR1}; signal.pthread_sigmask(signal.SIG_BLOCK, go)\n"
+        "sys.stderr.write('.'); signal.sigwait(go)\n"  # pause(2) begins anew after a hop, and misses a signal before that
         "print(sys.stdin.read(), end='', flush=True)\n"
         "try: sys.stderr.write('nobody reads this'); sys.stderr.flush()\n"
         "except BrokenPipeError: print('and it knows')\n"
