@@ -41,6 +41,7 @@ def free():
 while (much := free() - safe) > 2 << 20:
     pieces.append(bytearray(b"x") * much)
 pieces.append(bytearray(b"x") * (free() - left))
+free()
 print("full", flush=True)
 time.sleep(1000)
 """
@@ -98,8 +99,12 @@ def test_the_least_whose_memory_is_enough_leaves(cluster: Cluster) -> None:
         holding(cluster, MOSRUN, HOLDER, 100) as middle,
         holding(cluster, MOSRUN, HOLDER, 300) as large,
     ):
-        # Short by some 30 MiB: the small one would not help, the large one need not go.
+        # Short by some 30 MiB: the small one would not help, the large one need not go.  While the last is taken it is
+        # short by less for a moment, so nobody leaves before that is told.
+        cluster.run(1, "mosctl stay")
         with holding(cluster, "", FILLER, int(SHORT_MIB) - 30, int(SHORT_MIB) + 80):
+            assert where(cluster, middle) == 0
+            cluster.run(1, "mosctl nostay")
             wait_until(lambda: where(cluster, middle) in (2, 3), "who is enough has left")
             assert where(cluster, small) == where(cluster, large) == 0
             told = cluster.run(1, f"mosctl why {small}; mosctl why {large}")
