@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +56,14 @@ def short_term(cluster: Cluster) -> Iterator[Cluster]:
     with cluster.export_configured(2, f"lease_term_s = {TERM_S}"):
         for node in (1, 3):
             cluster.wait_up(node, 2)
+            wait_until(lambda node=node: holds_leases(cluster, node), f"leases are granted to node {node}")  # type: ignore[misc]
         yield cluster
+
+
+def holds_leases(cluster: Cluster, node: int) -> bool:
+    """Of node 2, which was started anew: not before what its former process granted is given back."""
+    cluster.run(node, "stat /mfs/2/srv")
+    return any(lease["node_id"] == node for lease in json.loads(cluster.run(2, "omfs-admin leases --json"))["leases"])
 
 
 def test_who_is_cut_off_hears_what_was_lost(short_term: Cluster) -> None:
