@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from mignode.eligible import ENDED, at_once, reasons
 from mignode.eligiblefiles import OWN_TERMINAL, PORTS, Group, is_another_terminal
 from mignode.facts import Facts, OpenFile, Process, Thread
-from mignode.reasons import Reason
+from mignode.reasons import Kind, Reason
 from omfs.kernel.kcmp import share_files
 from omfs.kernel.mounttable import MountLine, is_answered_here
 from omfs.kernel.pipeends import is_other_end_held
-from omfs.kernel.processes import Identity, descendants_of, identify, mounts_of, read_all
+from omfs.kernel.processes import Identity, descendants_of, identify, image_of, mounts_of, read_all
 from omfs.kernel.procfs import parse_stat, parse_status
 from omfs.kernel.procobjects import (
     InetSocket,
@@ -41,8 +42,9 @@ _PIPE: Final = "pipe:["
 _TABLES: Final = {"TCP": ("tcp", "tcp6"), "UDP": ("udp", "udp6"), "UDP-Lite": ("udplite", "udplite6")}
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 _UNLINKED: Final = (*_GONE, PermissionError)  # what a link of who has just ended answers, to root (fs/proc/base.c)
-_LOOKS_MAX: Final = 10
+_PAUSES_S: Final = (0.0, *(0.001 * 2**count for count in range(9)))  # between looks; half a second in all
 _READ_BYTES: Final = 1 << 16
+_OTHER_ENDS: Final = frozenset({Kind.PIPE, Kind.UNIX_SOCKET, Kind.CONNECTION})
 
 
 def why(root: Identity, relayed: Iterable[str] = (), own_filters: int = 0) -> list[Reason]:
@@ -52,18 +54,20 @@ def why(root: Identity, relayed: Iterable[str] = (), own_filters: int = 0) -> li
     how many seccomp filters they have from us.  Raises OSError where we are not root.
 
     Of processes that go on opening and closing, one look may show one end of a pipe before the other was there; what
-    keeps them is still there at a second look.  What a process holds that is just ending is not shown, and not closed
-    yet: then there are more looks.
+    keeps them is still there at a second look.  What a process does not show any more may not be closed yet: one that
+    is ending has lost it first, and the kernel closes it on the way back to the program, late where that is an execve,
+    or where others have the processor meanwhile (fs/file_table.c: fput).  Then there are more looks.
     """
     taken = frozenset(relayed)
     found = reasons(read_facts(root, taken, own_filters))
-    for _ in range(_LOOKS_MAX - 1):
+    for pause_s in _PAUSES_S:
         if not found:
             break
+        time.sleep(pause_s)
         facts = read_facts(root, taken, own_filters)
         again = set(reasons(facts))
         found = [one for one in found if one in again]
-        if not any(map(_is_closing, facts.processes)):
+        if not _may_be_closing(facts, found):
             break
     return found
 
@@ -78,14 +82,14 @@ def read_facts(root: Identity, relayed: frozenset[str] = frozenset(), own_filter
 
 def _read_facts(root: Identity, relayed: frozenset[str], own_filters: int) -> Facts:
     ours = _namespaces("self")
-    first = _process(root.pid, {}, with_objects=False)
+    first = _process(root, {}, with_objects=False)
     facts = Facts((first,) if first is not None else (), ours, {}, relayed=relayed, own_filters=own_filters)
     if at_once(facts) is not None:
         return facts
     mounts = mounts_of(root.pid)
     if not mounts:  # it has ended
         return facts._replace(processes=())
-    found = (_process(one.pid, mounts) for one in (root, *descendants_of(root)))
+    found = (_process(one, mounts) for one in (root, *descendants_of(root)))
     facts = facts._replace(processes=tuple(one for one in found if one is not None), mounts=mounts)
     return _with_outside(facts) if facts.processes else facts
 
@@ -124,31 +128,38 @@ def has_another_terminal(pids: Iterable[int], relayed: Iterable[str]) -> bool:
 # ---------------------------------------------------------------- processes and threads
 
 
-def _process(pid: int, mounts: Mapping[int, MountLine], with_objects: bool = True) -> Process | None:
+def _process(one: Identity, mounts: Mapping[int, MountLine], with_objects: bool = True) -> Process | None:
     """None: it has ended, and somebody has waited for it."""
+    pid = one.pid
     try:
         stat = read_all(f"/proc/{pid}/stat")
         state = parse_stat(stat).state
         threads = _threads(pid, state)
-        limits = lockable_bytes(read_all(f"/proc/{pid}/limits"))
+        limits = read_all(f"/proc/{pid}/limits")
     except _GONE:
         return None
-    if not threads:
+    if not threads or not limits:  # it has none any more when somebody has waited for it
         return None
-    found = Process(pid, state, parse_standing(stat), threads, limits)
+    found = Process(pid, state, parse_standing(stat), threads, lockable_bytes(limits))
     if not with_objects:
         return found
     with contextlib.suppress(*_GONE):  # it is ending: it loses its memory first, its descriptors, its directory
         found = found._replace(files=tuple(_files(pid, mounts)))
-        found = found._replace(standing=parse_standing(read_all(f"/proc/{pid}/stat")))
+        found = found._replace(is_executing=state not in ENDED and not image_of(one))
+        stat = read_all(f"/proc/{pid}/stat")
+        found = found._replace(standing=parse_standing(stat), is_running=parse_stat(stat).state == "R")
         found = found._replace(mapped=tuple(mapped_names(os.fsdecode(read_all(f"/proc/{pid}/maps")))))
         with contextlib.suppress(PermissionError):
             found = found._replace(directory=os.readlink(f"/proc/{pid}/cwd"))
     return found
 
 
-def _is_closing(process: Process) -> bool:
-    return process.standing.is_ending and process.state not in ENDED
+def _may_be_closing(facts: Facts, found: Iterable[Reason]) -> bool:
+    """Whether somebody of the group may have to do with what was *found*, who does not show that any more."""
+    living = [one for one in facts.processes if one.state not in ENDED]
+    if any(one.standing.is_ending or one.is_executing for one in living):
+        return True
+    return any(one.kind in _OTHER_ENDS for one in found) and any(one.is_running for one in living)
 
 
 def _threads(pid: int, state: str) -> tuple[Thread, ...]:

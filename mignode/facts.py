@@ -55,7 +55,10 @@ class Thread(NamedTuple):
 
 
 class Process(NamedTuple):
-    """*state*: as in /proc/<pid>/stat.  *threads*: the first one first.  *mapped*: names, its program's among them."""
+    """*state*: as in /proc/<pid>/stat.  *threads*: the first one first.  *mapped*: names, its program's among them.
+
+    *is_executing*: it is in an execve that can't fail any more.  *is_running*: it was when all else had been read.
+    """
 
     pid: int
     state: str
@@ -65,6 +68,8 @@ class Process(NamedTuple):
     files: tuple[OpenFile, ...] = ()
     mapped: tuple[str, ...] = ()
     directory: str = "/"
+    is_executing: bool = False
+    is_running: bool = False
 
 
 class Facts(NamedTuple):

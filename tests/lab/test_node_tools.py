@@ -75,7 +75,7 @@ def test_where_a_program_runs_is_seen_by_all_tools(cluster: Cluster) -> None:
     wait_until(lambda: cluster.try_run(1, f"test -e /run/omfs/guests/1.{program}.*/record").returncode == 0, "it runs")
     try:
         cluster.run(1, f"migrate {program} 2")
-        (row,) = (line.split() for line in cluster.run(1, f"mtop -b -n 1 -p {program}").splitlines() if program in line)
+        row = cluster.run(1, f"mtop -b -n 1 -p {program}").splitlines()[-1].split()
         assert row[:3] == [program, "2", "1"]
         nodes = json.loads(cluster.run(1, "mosmon --json"))
         assert [one["node"] for one in nodes] == [1, 2]
