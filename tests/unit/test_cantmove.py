@@ -317,7 +317,7 @@ for _ in range(4):
         storm()
 ready()"""
     with holding(program) as holder:
-        for _ in range(400):
+        for _ in range(200):
             assert holder.texts() == []
 
 
