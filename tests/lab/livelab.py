@@ -22,6 +22,14 @@ from omfs.lab import limits, node as lab_node, state, topology
 COMMAND: Final = (str(Path(sys.prefix) / "bin" / "omfs-lab"),)
 EXEC_TIMEOUT_S: Final = 120.0
 STACKS_WITHIN_S: Final = 3.0
+_HEARD: Final = """
+test -d /mfs/proc || exit 0  # not mounted
+for node in {nodes}; do
+    until stat -f /mfs/$node && dd if=/dev/zero of=/mfs/$node/tmp/heard bs=256k count=1 conv=fsync; do sleep 0.1; done
+    rm /mfs/$node/tmp/heard
+done > /dev/null 2>&1
+"""
+"""Until each node has answered over the one connection, and over that for much data."""
 
 
 class Lab:
@@ -34,6 +42,7 @@ class Lab:
         self._serial = 0
         self._namespaces: set[str] = set()
         self._running: list[subprocess.Popen[str]] = []
+        self._was_cut = False
 
     # ------------------------------------------------------------ commands of omfs-lab
 
@@ -62,6 +71,7 @@ class Lab:
         self.note_namespaces()
 
     def cut(self, one: int, other: int) -> None:
+        self._was_cut = True
         self.command("cut", str(one), str(other))
 
     def heal(self, *pair: int) -> None:
@@ -144,10 +154,21 @@ class Lab:
     def restore(self) -> None:
         """After a test: nothing it started runs on, all nodes are up, no cut is left."""
         self.end_programs()
-        self.heal()
+        if self._was_cut:
+            self.heal()
         for node in range(1, self.nodes + 1):
             if not state.alive(self.paths.node(node).init):
                 self.start(node)
+        if self._was_cut:
+            self._wait_heard()
+        self._was_cut = False
+
+    def _wait_heard(self) -> None:
+        """What was silent before the cut was healed may be given up as silent still, a moment later."""
+        nodes = range(1, self.nodes + 1)
+        for node in nodes:
+            others = " ".join(str(other) for other in nodes if other != node)
+            self.exec(node, _HEARD.format(nodes=others), check=True)
 
     def reboot(self) -> None:
         """After a test that hung: every node from the start."""
