@@ -103,7 +103,7 @@ class MovingLocks:
         if place not in self._marks:
             return False
         self._marks[place] = file
-        file.own_owner = owner
+        file.locks.own_owner = owner
         return True
 
     # ------------------------------------------------------------ what mignode asks
@@ -121,15 +121,15 @@ class MovingLocks:
         for file in self._files():
             if file.inode is None:
                 continue
-            unsure.update(file.unsure)
+            unsure.update(file.locks.unsure)
             number, owner_node = file.inode.id, file.node.node_id
-            owned = file.owned_ranges()
-            if file.flock != 0 or any(owner == file.own_owner for owner, _ in owned):
+            owned = file.locks.owned_ranges()
+            if file.locks.flock != 0 or any(owner == file.locks.own_owner for owner, _ in owned):
                 inodes.add(number)
             ranges += [
                 LockedRange(owner_node, number, lock.pid, lock.kind, lock.start, lock.end)
                 for owner, lock in owned
-                if owner != file.own_owner
+                if owner != file.locks.own_owner
             ]
         return LockedReply(tuple(inodes), tuple(ranges), tuple(unsure))
 
@@ -146,9 +146,9 @@ class MovingLocks:
     async def _offer(self, offer: _Offer) -> int:
         offered = 0
         for file in list(self._files()):
-            for owner, lock in file.owned_ranges():
+            for owner, lock in file.locks.owned_ranges():
                 inner = offer.processes.get(lock.pid)
-                if inner is not None and owner != file.own_owner:
+                if inner is not None and owner != file.locks.own_owner:
                     await _offer_range(file, owner, lock, wire.Moving(offer.attempt, inner))
                     offered += 1
         for mark, (process, descriptor) in offer.opens.items():
@@ -177,11 +177,11 @@ class MovingLocks:
 
     async def _take(self, wanted: _Take, moving: wire.Moving) -> None:
         file = self._of_mark(wanted.mark)
-        assert file.own_owner is not None  # a mark tells it
+        assert file.locks.own_owner is not None  # a mark tells it
         if wanted.flock:
-            await file.lock_file(wanted.flock, False, moving)
+            await file.locks.lock_file(wanted.flock, False, moving)
         for kind, start, end in wanted.ranges:
-            await file.lock_range(file.own_owner, Range(start, end, kind, wanted.pid), False, moving)
+            await file.locks.lock_range(file.locks.own_owner, Range(start, end, kind, wanted.pid), False, moving)
 
     async def expect_marks(self, arguments: Arguments) -> dict[str, int]:
         """Probes of these bytes are none."""
@@ -228,10 +228,10 @@ class MovingLocks:
 
 async def _offer_open(file: RemoteFile, moving: wire.Moving) -> None:
     """What this open itself has locked goes over under that name.  Raises OmfsError."""
-    if file.flock:
-        await file.node.peer.call(wire.LockFile(file.open_id, file.flock, False, moving), wire.Done)
-    for owner, lock in file.owned_ranges():
-        if owner == file.own_owner:
+    if file.locks.flock:
+        await file.node.peer.call(wire.LockFile(file.open_id, file.locks.flock, False, moving), wire.Done)
+    for owner, lock in file.locks.owned_ranges():
+        if owner == file.locks.own_owner:
             await _offer_range(file, owner, lock, moving)
 
 
@@ -241,8 +241,9 @@ async def _offer_range(file: RemoteFile, owner: int, lock: Range, moving: wire.M
 
 
 def _shown(file: RemoteFile, marks: list[int]) -> MarkedOpen:
-    ranges = tuple((lock.kind, lock.start, lock.end) for owner, lock in file.owned_ranges() if owner == file.own_owner)
-    return MarkedOpen(tuple(marks), file.flock, ranges)
+    locks = file.locks
+    own = tuple((lock.kind, lock.start, lock.end) for owner, lock in locks.owned_ranges() if owner == locks.own_owner)
+    return MarkedOpen(tuple(marks), locks.flock, own)
 
 
 def _converted(arguments: Arguments, shape: type[S]) -> S:

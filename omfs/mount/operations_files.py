@@ -350,7 +350,7 @@ class FileOperations(NameOperations):
             await file.settle()
         finally:
             if raw is not None:
-                await file.release_ranges(abi.flush_lock_owner(raw))
+                await file.locks.release_ranges(abi.flush_lock_owner(raw))
 
     @answering
     async def release(self, fh: int) -> None:

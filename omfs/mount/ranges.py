@@ -1,7 +1,7 @@
 """The POSIX locks that one lock owner holds on one file, as non-overlapping ranges.
 
 Pure: what fcntl(2) says about splitting and replacing.  The mount keeps them to take them again when the file's owner
-restarted, or to tell it where it may not know them (remotefile.py).  Ranges are [start, end], both inclusive.
+restarted, or to tell it where it may not know them (filelocks.py).  Ranges are [start, end], both inclusive.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from omfs.net.frames import Buffer
 from omfs.net.peer import Peer
 
 if TYPE_CHECKING:
+    from omfs.mount.filelocks import FileLocks
     from omfs.mount.remotefile import RemoteFile
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class RemoteNode:
         self.root_attributes: wire.Attributes | None = None  # as last seen
         self._root: bytes | None = None
         self._root_epoch = 0
-        self.doubtful: set[RemoteFile] = set()
+        self.doubtful: set[FileLocks] = set()
         self.unopened: set[RemoteFile] = set()
         self._owed: deque[tuple[int, wire.Message]] = deque()  # with the epoch that they are of
         self._lost: list[RemoteFile] = []  # their locks are to be taken again
@@ -404,7 +405,7 @@ class RemoteNode:
                 continue
             if self.peer.epoch != self._epoch:
                 self._epoch = self.peer.epoch
-                self._lost = [file for files in self.files.values() for file in files if file.holds_locks]
+                self._lost = [file for files in self.files.values() for file in files if file.locks.are_held]
             self._lost = [file for file in list(self._lost) if not await self._recovered(file)]
             while self._owed:
                 epoch, request = self._owed[0]
@@ -415,9 +416,9 @@ class RemoteNode:
 
     async def settle_doubts(self) -> None:
         """Whether we have the locks that were asked for in vain, as far as the owner answers now."""
-        for file in list(self.doubtful):
+        for locks in list(self.doubtful):
             if self.peer.state == "up":
-                await self._settle_doubts(file)
+                await self._settle_doubts(locks)
 
     async def _recovered(self, file: RemoteFile) -> bool:
         """False if it is to be tried again."""
@@ -433,11 +434,11 @@ class RemoteNode:
             log.exception("node %d restarted; a locked file could not be opened again", self.node_id)
         return True
 
-    async def _settle_doubts(self, file: RemoteFile) -> None:
+    async def _settle_doubts(self, locks: FileLocks) -> None:
         try:
-            await file.settle_doubts()
+            await locks.settle_doubts()
         except OmfsError as error:
             log.debug("node %d: locks in doubt: %s", self.node_id, error)
         except Exception:
             log.exception("node %d: locks in doubt could not be settled", self.node_id)
-            self.doubtful.discard(file)
+            self.doubtful.discard(locks)

@@ -243,11 +243,11 @@ async def _set_lock(operations: FileOperations, request: memoryview, unique: int
     lock = abi.lock_in(request)
     file = operations.files[lock.fh]
     if lock.lock_flags & abi.LOCK_IS_FLOCK:
-        await file.lock_file(_FLOCK_OPERATIONS[lock.kind], wait)
+        await file.locks.lock_file(_FLOCK_OPERATIONS[lock.kind], wait)
     else:
         new = Range(lock.start, lock.end, lock.kind, lock.pid)
         moving = None if lock.kind == fcntl.F_UNLCK else operations.moving_locks.moving(lock.pid)
-        await file.lock_range(lock.owner, new, wait, moving)
+        await file.locks.lock_range(lock.owner, new, wait, moving)
     return abi.reply(unique)
 
 
@@ -256,7 +256,7 @@ async def _get_lock(operations: FileOperations, request: memoryview, unique: int
     file = operations.files[lock.fh]
     if operations.moving_locks.is_mark(file, lock.owner, lock.start):
         return abi.lock_reply(unique, lock.start, lock.end, fcntl.F_UNLCK, 0)
-    found = await file.probe_range(lock.owner, lock.kind, lock.start, lock.end)
+    found = await file.locks.probe_range(lock.owner, lock.kind, lock.start, lock.end)
     return abi.lock_reply(unique, found.start, found.end, found.kind, found.pid)
 
 
@@ -323,7 +323,7 @@ def install_takers(hook: Hook, operations: FileOperations) -> None:
 
     def take_flush(hook: Hook, request: memoryview) -> Taken:
         file = operations.files.get(abi.file_number(request))
-        if file is None or file.is_range_locked:
+        if file is None or file.locks.is_range_locked:
             return PASSED
         if not file.is_settled:
             return flush(hook, request)

@@ -105,7 +105,7 @@ async def test_locks_end(owner: Owner, autojump_clock: MockClock) -> None:
     first = await owner.mount(FIRST)
     await first.open(os.O_RDWR)
     [file] = first.node.files[first.file]
-    await file.lock_file(fcntl.LOCK_EX, wait=False)
+    await file.locks.lock_file(fcntl.LOCK_EX, wait=False)
     with owner.path.open() as native:
         with pytest.raises(BlockingIOError):
             fcntl.flock(native, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -39,9 +39,9 @@ async def locked(node: RemoteNode) -> tuple[MovingLocks, Any]:
     """An open file with a flock, an OFD lock, and a POSIX lock of process 77; it was shown with MARK."""
     moving, file = MovingLocks({node.node_id: node}), await opened(node)
     file.inode = cast(Any, SimpleNamespace(id=5, lease=None))
-    await file.lock_file(fcntl.LOCK_EX, False)
-    await file.lock_range(OPEN_OWNER, MINE, False)
-    await file.lock_range(PROCESS_OWNER, OWN, False)
+    await file.locks.lock_file(fcntl.LOCK_EX, False)
+    await file.locks.lock_range(OPEN_OWNER, MINE, False)
+    await file.locks.lock_range(PROCESS_OWNER, OWN, False)
     await moving.expect_marks({"marks": [MARK, OTHER, UNSEEN]})
     assert moving.is_mark(file, OPEN_OWNER, MARK)
     return moving, file
@@ -60,7 +60,7 @@ async def test_what_an_open_file_has_locked_is_told_by_its_mark(peer: FakePeer, 
 async def test_who_looks_again_finds_the_file_again(peer: FakePeer, node: RemoteNode, flock: int) -> None:
     """Though it is known by then whose its ranges are."""
     moving, file = await locked(node)
-    await file.lock_file(flock, False)
+    await file.locks.lock_file(flock, False)
     told = await moving.tell_locked({})
     assert told.inodes == (5,)
     assert told.ranges == (LockedRange(node.node_id, 5, 77, fcntl.F_RDLCK, 20, 29),)
@@ -75,7 +75,9 @@ async def test_what_is_in_doubt_is_settled_first(
     by_flock = refused is wire.LockFile
     peer.refuse[refused] = Interrupted()
     with pytest.raises(Interrupted):
-        await (file.lock_file(fcntl.LOCK_SH, True) if by_flock else file.lock_range(PROCESS_OWNER, OWN, True))
+        await (
+            file.locks.lock_file(fcntl.LOCK_SH, True) if by_flock else file.locks.lock_range(PROCESS_OWNER, OWN, True)
+        )
 
     async def told() -> tuple[object, object]:
         unsure = (await moving.tell_locked({})).unsure
@@ -106,6 +108,6 @@ async def test_it_is_taken_under_its_name(peer: FakePeer, node: RemoteNode) -> N
     await moving.take({"attempt": "guest/2", "opens": [{"mark": MARK, **wanted}]})
     assert peer.of(wire.LockFile) == [wire.LockFile(file.open_id, fcntl.LOCK_SH, False, NAME)]
     assert peer.of(wire.LockRange) == [wire.LockRange(file.open_id, OPEN_OWNER, fcntl.F_WRLCK, 0, 9, 88, False, NAME)]
-    assert (file.flock, file.owned_ranges()) == (fcntl.LOCK_SH, [(OPEN_OWNER, MINE._replace(pid=88))])
+    assert (file.locks.flock, file.locks.owned_ranges()) == (fcntl.LOCK_SH, [(OPEN_OWNER, MINE._replace(pid=88))])
     with pytest.raises(ControlError, match="mark"):
         await moving.take({"attempt": "guest/2", "opens": [{"mark": UNSEEN, **wanted}]})

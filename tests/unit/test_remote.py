@@ -149,7 +149,7 @@ async def test_a_close_that_did_not_arrive_is_made_good(
 ) -> None:
     nursery.start_soon(node.tend)
     first, second = await opened(node), await opened(node)
-    await first.lock_range(11, ALL, True)
+    await first.locks.lock_range(11, ALL, True)
     peer.refuse = {wire.CloseFile: error, wire.ReleaseLocks: error}
     await first.close()
     peer.refuse = {}
@@ -217,7 +217,7 @@ async def test_locks_are_taken_again_soon_after_a_restart(
 ) -> None:
     nursery.start_soon(node.tend)
     locked, idle = await opened(node), await opened(node)
-    await locked.lock_file(fcntl.LOCK_EX, True)
+    await locked.locks.lock_file(fcntl.LOCK_EX, True)
     peer.restart()
     await trio.sleep(3)
     assert peer.opens == {locked.open_id}

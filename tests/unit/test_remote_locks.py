@@ -44,10 +44,10 @@ def node(peer: FakePeer) -> RemoteNode:
 
 async def test_locks_are_taken_again(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
-    await file.lock_range(11, ALL._replace(end=9), True)
-    await file.lock_range(12, Range(20, 29, fcntl.F_RDLCK, 78), False)
-    await file.lock_range(11, Range(4, 5, fcntl.F_UNLCK, 77), False)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_range(11, ALL._replace(end=9), True)
+    await file.locks.lock_range(12, Range(20, 29, fcntl.F_RDLCK, 78), False)
+    await file.locks.lock_range(11, Range(4, 5, fcntl.F_UNLCK, 77), False)
     peer.restart()
     peer.asked.clear()
     await file.read(0, 1)
@@ -63,9 +63,9 @@ async def test_locks_are_taken_again(peer: FakePeer, node: RemoteNode) -> None:
 async def test_a_lost_lock_stops_the_files_use(peer: FakePeer, node: RemoteNode, kind: type) -> None:
     file, other = await opened(node), await opened(node)
     if kind is wire.LockFile:
-        await file.lock_file(fcntl.LOCK_EX, True)
+        await file.locks.lock_file(fcntl.LOCK_EX, True)
     else:
-        await file.lock_range(11, ALL, True)
+        await file.locks.lock_range(11, ALL, True)
     peer.restart()
     peer.refuse[kind] = RemoteFailure(11)
     for _ in range(2):
@@ -86,7 +86,7 @@ async def test_what_meets_the_restart_itself_does_not_go_on_without_its_lock(
     peer: FakePeer, node: RemoteNode, how: str
 ) -> None:
     file, (other, _) = await opened(node), await open_file(node, b"other", os.O_RDWR, USER)
-    await file.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
     peer.restart()
     peer.refuse[wire.LockFile] = RemoteFailure(11)
     calls: dict[str, Callable[[], Any]] = {
@@ -115,7 +115,7 @@ async def test_a_second_mishap_during_recovery_loses_no_lock(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
     peer.restart()
     peer.refuse[wire.LockFile] = error
     with pytest.raises(type(error)):
@@ -132,7 +132,7 @@ async def test_what_a_call_has_recovered_is_not_opened_twice(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
     peer.restart()
     await file.read(0, 1)
     await trio.sleep(3)
@@ -145,8 +145,8 @@ async def test_a_file_that_is_closed_while_it_is_recovered_stays_closed(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
-    await file.lock_range(11, ALL, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_range(11, ALL, True)
     peer.restart()
 
     def close_meanwhile(request: wire.Message) -> None:
@@ -166,14 +166,14 @@ async def test_locks_that_end_while_they_are_taken_again_do_not_stay(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_range(11, ALL._replace(end=9), True)
-    await file.lock_range(12, ALL._replace(start=10), True)
+    await file.locks.lock_range(11, ALL._replace(end=9), True)
+    await file.locks.lock_range(12, ALL._replace(start=10), True)
     peer.restart()
 
     def close_meanwhile(request: wire.Message) -> None:
         if isinstance(request, wire.OpenFile):
             peer.before = None
-            nursery.start_soon(file.release_ranges, 11)
+            nursery.start_soon(file.locks.release_ranges, 11)
 
     peer.before = close_meanwhile
     await trio.sleep(3)
@@ -192,7 +192,7 @@ async def test_an_unexpected_fault_in_recovery_does_not_end_the_mount(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
     monkeypatch.setattr(file, "_open_again", lambda: 1 // 0)
     peer.restart()
     await trio.sleep(3)
@@ -216,10 +216,10 @@ async def test_a_flock_of_unknown_outcome_is_undone(
     nursery.start_soon(node.tend)
     file = await opened(node)
     if before:
-        await file.lock_file(before, True)
+        await file.locks.lock_file(before, True)
     peer.refuse[wire.LockFile] = error
     with pytest.raises(type(error)):
-        await file.lock_file(fcntl.LOCK_EX, True)
+        await file.locks.lock_file(fcntl.LOCK_EX, True)
     await trio.sleep(3)  # still away
     del peer.refuse[wire.LockFile]
     peer.asked.clear()
@@ -235,12 +235,12 @@ async def test_an_undo_never_follows_a_newer_lock(
     file = await opened(node)
     peer.refuse[wire.LockFile] = NodeDown("away")
     with pytest.raises(NodeDown):
-        await file.lock_file(fcntl.LOCK_EX, True)
+        await file.locks.lock_file(fcntl.LOCK_EX, True)
     with pytest.raises(NodeDown):
-        await file.lock_file(fcntl.LOCK_EX, True)
+        await file.locks.lock_file(fcntl.LOCK_EX, True)
     del peer.refuse[wire.LockFile]
     peer.asked.clear()
-    await file.lock_file(fcntl.LOCK_SH, True)
+    await file.locks.lock_file(fcntl.LOCK_SH, True)
     await trio.sleep(3)
     assert [lock.operation for lock in peer.of(wire.LockFile)] == [fcntl.LOCK_UN, fcntl.LOCK_SH]
 
@@ -255,10 +255,10 @@ async def test_a_range_of_unknown_outcome_is_undone(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_range(11, ALL._replace(end=9), True)
+    await file.locks.lock_range(11, ALL._replace(end=9), True)
     peer.refuse[wire.LockRange] = error
     with pytest.raises(type(error)):
-        await file.lock_range(11, Range(5, 15, fcntl.F_RDLCK, 77), True)
+        await file.locks.lock_range(11, Range(5, 15, fcntl.F_RDLCK, 77), True)
     del peer.refuse[wire.LockRange]
     peer.asked.clear()
     await trio.sleep(3)
@@ -273,7 +273,7 @@ async def test_a_close_releases_a_lock_of_unknown_outcome(peer: FakePeer, node: 
     file = await opened(node)
     peer.refuse[wire.LockRange] = NodeDown("away")
     with pytest.raises(NodeDown):
-        await file.lock_range(11, ALL, True)
+        await file.locks.lock_range(11, ALL, True)
     await file.close()
     assert peer.of(wire.ReleaseLocks) == [wire.ReleaseLocks(file.open_id, 11)]
     assert not node.doubtful
@@ -284,14 +284,14 @@ async def test_an_unlock_of_unknown_outcome_is_made_good(
 ) -> None:
     nursery.start_soon(node.tend)
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_EX, True)
-    await file.lock_range(11, ALL, True)
+    await file.locks.lock_file(fcntl.LOCK_EX, True)
+    await file.locks.lock_range(11, ALL, True)
     peer.refuse = {wire.LockFile: NodeDown("away"), wire.LockRange: NodeDown("away")}
     with pytest.raises(NodeDown):
-        await file.lock_file(fcntl.LOCK_UN, False)
+        await file.locks.lock_file(fcntl.LOCK_UN, False)
     peer.refuse = {wire.LockRange: NodeDown("away")}
     with pytest.raises(NodeDown):
-        await file.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), False)
+        await file.locks.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), False)
     peer.refuse = {}
     await trio.sleep(3)
     assert peer.of(wire.LockFile)[-1].operation == fcntl.LOCK_UN
@@ -300,13 +300,13 @@ async def test_an_unlock_of_unknown_outcome_is_made_good(
 
 async def test_given_back_locks_are_not_taken_again(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
-    await file.lock_file(fcntl.LOCK_SH, True)
-    await file.lock_file(fcntl.LOCK_UN, False)
-    await file.lock_range(11, ALL, True)
-    await file.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), True)
-    assert not file.holds_locks
-    await file.lock_range(11, ALL, True)
-    await file.release_ranges(11)
+    await file.locks.lock_file(fcntl.LOCK_SH, True)
+    await file.locks.lock_file(fcntl.LOCK_UN, False)
+    await file.locks.lock_range(11, ALL, True)
+    await file.locks.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), True)
+    assert not file.locks.are_held
+    await file.locks.lock_range(11, ALL, True)
+    await file.locks.release_ranges(11)
     peer.restart()
     peer.asked.clear()
     await file.read(0, 1)
@@ -316,40 +316,40 @@ async def test_given_back_locks_are_not_taken_again(peer: FakePeer, node: Remote
 
 async def test_a_close_asks_nothing_without_posix_locks(peer: FakePeer, node: RemoteNode) -> None:
     file, other = await opened(node), await opened(node)
-    await other.lock_range(11, ALL, True)
-    await file.release_ranges(12)
+    await other.locks.lock_range(11, ALL, True)
+    await file.locks.release_ranges(12)
     assert not peer.of(wire.ReleaseLocks)
-    await file.release_ranges(11)  # any descriptor of the object
+    await file.locks.release_ranges(11)  # any descriptor of the object
     assert peer.of(wire.ReleaseLocks) == [wire.ReleaseLocks(other.open_id, 11)]
-    assert not other.holds_locks
+    assert not other.locks.are_held
 
 
 async def test_a_refused_lock_is_not_held(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
     peer.refuse[wire.LockRange] = RemoteFailure(11)
     with pytest.raises(RemoteFailure):
-        await file.lock_range(11, ALL, False)
-    assert not file.holds_locks
+        await file.locks.lock_range(11, ALL, False)
+    assert not file.locks.are_held
 
 
 async def test_what_may_be_locked(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
-    await file.lock_range(11, ALL, False)
-    assert (file.owned_ranges(), file.unsure, file.flock) == ([(11, ALL)], [], 0)
+    await file.locks.lock_range(11, ALL, False)
+    assert (file.locks.owned_ranges(), file.locks.unsure, file.locks.flock) == ([(11, ALL)], [], 0)
     peer.refuse[wire.LockRange] = NodeDown("away")
     with pytest.raises(NodeDown):
-        await file.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), False)
-    assert (file.owned_ranges(), file.unsure, file.flock) == ([], [ALL.pid], 0)
+        await file.locks.lock_range(11, ALL._replace(kind=fcntl.F_UNLCK), False)
+    assert (file.locks.owned_ranges(), file.locks.unsure, file.locks.flock) == ([], [ALL.pid], 0)
     peer.refuse.clear()
     peer.refuse[wire.LockFile] = NodeDown("away")
     with pytest.raises(NodeDown):
-        await file.lock_file(fcntl.LOCK_EX, False)
-    assert file.flock is None
+        await file.locks.lock_file(fcntl.LOCK_EX, False)
+    assert file.locks.flock is None
 
 
 async def test_the_last_close_ends_locks_of_the_open_file_description(peer: FakePeer, node: RemoteNode) -> None:
     file = await opened(node)
-    await file.lock_range(99, ALL, True)
+    await file.locks.lock_range(99, ALL, True)
     await file.close()
     assert peer.of(wire.ReleaseLocks) == [wire.ReleaseLocks(file.open_id, 99)]
     assert not peer.opens
