@@ -95,7 +95,7 @@ class OwnerSide:
         server = service.server = Server(standing.local, settings, door, standing.identity.server_context)
         try:
             keeper = LeaseKeeper(Path(settings.run_dir), settings.lease_term_s)
-            changes = LocalChanges(guards.told, leasing.is_of_interest, keeper, guards_max())
+            changes = LocalChanges(guards.told, leasing.index.is_of_interest, keeper, guards_max())
         except OSError as error:
             raise ConfigError(f"{settings.run_dir}: can't start the lease keeper: {error.strerror}") from None
         changes.ignore(Path(settings.state_dir) / DIRECTORY / "data.mdb")
@@ -107,7 +107,7 @@ class OwnerSide:
 
     def start(self, nursery: trio.Nursery) -> None:
         leasing = self.leasing
-        for task in (self.service.tend, leasing.tend, leasing.write_behind, self.guards.run, self.nomfs.run):
+        for task in (self.service.tend, leasing.tend, leasing.writer.run, self.guards.run, self.nomfs.run):
             nursery.start_soon(task)
 
     def describe(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Dropper:
         )
 
     async def _drop_object(self, path: str) -> int:
-        return await self._guards.take_back(self._leasing.handles_of(self._key(path)))
+        return await self._guards.take_back(self._leasing.index.handles_of(self._key(path)))
 
     def _key(self, path: str) -> bytes:
         """As localchanges.py makes it."""

@@ -83,7 +83,7 @@ class Guards:
         return ()
 
     def _everybody(self, key: bytes, use: Use, *handles: bytes) -> tuple[Need, ...]:
-        known = dict.fromkeys((*handles, *self._leasing.handles_of(key)))
+        known = dict.fromkeys((*handles, *self._leasing.index.handles_of(key)))
         return tuple(Need(handle, use, everybody=True) for handle in known)
 
     def put(self, place: Place, fd: int) -> bool:
@@ -166,7 +166,7 @@ class Guards:
         changes.drain()  # what waits to be told is not lost
         for key in {*self._guarded, *self._exclusive_keys}:
             now = changes.look_at(key)
-            handles = tuple(self._leasing.handles_of(key))
+            handles = tuple(self._leasing.index.handles_of(key))
             if not handles or now.lease is LeaseState.ACTIVE or (now.lease is LeaseState.BREAKING and now.is_told):
                 continue
             state = "missing" if now.lease is None else now.lease.value
@@ -184,7 +184,7 @@ class Guards:
 
     def _key(self, handle: bytes) -> bytes | None:
         """None where the mount is not watched."""
-        begin = self._leasing.watched.get(mount_of(handle))
+        begin = self._leasing.index.watched.get(mount_of(handle))
         return None if begin is None else begin + prepared_of(handle)
 
     # ------------------------------------------------------------ what is told
@@ -196,7 +196,7 @@ class Guards:
             leasing.recall_all()
             return
         assert change.key is not None
-        for handle in leasing.handles_of(change.key):
+        for handle in leasing.index.handles_of(change.key):
             if change.kind is ChangeKind.NAMES:
                 leasing.changed_here(handle, tuple(change.names) if len(change.names) <= NAMES_MAX else None)
             elif change.kind is ChangeKind.ATTRIBUTES:
@@ -225,14 +225,14 @@ class Guards:
             self._watch_mount(mount)
         for lease in self._leasing.owner.leases():
             mounts.find(mount_of(lease.handle))
-        self._leasing.index_restored()
+        self._leasing.index.note_held(lease.handle for lease in self._leasing.owner.leases())
 
     def _watch_mount(self, mount: Mount) -> None:
         assert self._changes is not None
         if self._changes.watch_mount(mount, self._disk.mounts.descriptor(mount)):
-            self._leasing.watched[mount.stable_id] = self._changes.key(mount, b"")
+            self._leasing.index.watched[mount.stable_id] = self._changes.key(mount, b"")
         else:
-            self._leasing.watched.pop(mount.stable_id, None)
+            self._leasing.index.watched.pop(mount.stable_id, None)
 
     def _look_at_mounts(self) -> None:
         mounts = self._disk.mounts
@@ -242,7 +242,7 @@ class Guards:
         self._generation = mounts.generation
         self._leasing.recall_all()
         self._changes.mounts_changed()
-        self._leasing.watched.clear()
+        self._leasing.index.watched.clear()
         for mount in mounts.in_use():
             self._watch_mount(mount)
 

@@ -6,12 +6,9 @@ its caches by itself, so its leases end here.  One that is heard and does not an
 session, and its leases when it says that it has dropped everything, or a term later.  Decides nothing about conflicts,
 knows nothing of files.
 
-The table is written behind: a transaction per grant would cost a fifth of a LookUp.  Before the first grant that is
-not yet written it is told that it is behind, and afterwards that it is not; a daemon that was killed while it was
-lets changes wait until the holders of before have come back, which they do in a second, or their term is over.
-
-Invariants: no more is granted than the table says, unless it says that it is behind; no await between a check and what
-it allows.  Called by underleases.py, guards.py and dropping.py; daemon.py runs `tend` and `write_behind`.
+What was granted is written to the table soon afterwards (tablewriter.py), and found by what the kernel tells of native
+changes (leaseindex.py).  Invariant: no await between a check and what it allows.  Called by underleases.py, guards.py
+and dropping.py; daemon.py runs `tend`.
 """
 
 from __future__ import annotations
@@ -29,17 +26,16 @@ import trio
 
 from omfs import wire
 from omfs.cache.latency import BOUNDS_S, Latency
-from omfs.cache.owner import STUCK_S, Change, Need, Owner, Recall, Ticket
+from omfs.cache.owner import STUCK_S, Need, Owner, Recall, Ticket
 from omfs.cache.rules import Use
 from omfs.cache.table import DIRECTORY, LeaseTable, read_boot_id
 from omfs.errors import ConfigError
-from omfs.export.handles import is_regular, mount_of, prepared_of
+from omfs.export.handles import is_regular, mount_of
+from omfs.export.leaseindex import LeaseIndex
+from omfs.export.tablewriter import TableWriter
 from omfs.wiretypes import Mode
 
 TEND_INTERVAL_S: Final = 0.25
-WRITE_AFTER_S: Final = 0.05  # the table: many grants in one transaction
-WRITE_AGAIN_S: Final = 5.0  # after it failed
-BEHIND_FOR_S: Final = 1.0  # without a grant before the table says that it is complete
 LEASES_PER_SESSION_MAX: Final = 500_000  # about 300 MB here; what is asked beyond them is answered without a lease
 
 log = logging.getLogger(__name__)
@@ -72,14 +68,12 @@ class Asked(Protocol):
 
 
 class Leasing:
-    """*end_session*: throw a session out that does not answer.
-
-    *watched*: mounts whose native changes are told, and what the keys of their objects begin with (localchanges.py).
-    """
+    """*end_session*: throw a session out that does not answer."""
 
     def __init__(self, table: LeaseTable, term_s: float, end_session: Callable[[bytes, str], None]) -> None:
         self.owner = Owner()
-        self.watched: dict[bytes, bytes] = {}
+        self.index = LeaseIndex(self.owner.is_held)
+        self.writer = TableWriter(table, lambda: bool(self._uncertain), self.index.catch_up)
         self.on_shared_again: Callable[[bytes], None] = _do_nothing  # set by guards.py: an EXCLUSIVE lease has ended
         self.grants = self.recalls = self.refusals = 0
         self.latency = Latency()  # of recalls, from sending to the answer
@@ -87,8 +81,6 @@ class Leasing:
         self._term_s = term_s
         self._end_session = end_session
         self._sessions: dict[bytes, Asked] = {}
-        self._keys: dict[bytes, set[bytes]] = {}  # leased handles by the keys of localchanges.py ...
-        self._unindexed: list[Change] = []  # ... but for these, looked at when somebody asks, or the table is written
         self._waiting: dict[Ticket, trio.Event] = {}
         self._look_ups: set[Ticket] = set()  # among them
         self._sent_s: dict[tuple[bytes, int], float] = {}  # recalls under way, by session and serial
@@ -100,10 +92,6 @@ class Leasing:
         self._ghosts = {note.key: self._begun_s + term_s for note in table.sessions()}
         self._uncertain = set(self._ghosts) if table.was_behind else set()
         self._strangers_until_s = self._begun_s + (term_s if table.was_dropped else 0.0)
-        self._unwritten: list[Change] = []
-        self._write_failed = False
-        self._unwritten_wakes = trio.Event()
-        self.is_behind = table.was_behind
         self._look_at_grace()
 
     # ------------------------------------------------------------ sessions
@@ -132,7 +120,7 @@ class Leasing:
         else:
             self.owner.forget_session(key)
             self._settle()
-            self.write()
+            self.writer.write()
             self._table.forget_session(key)
         self._look_at_grace()
 
@@ -255,7 +243,7 @@ class Leasing:
         *mode*: of the first, as in cache/owner.py.
         """
         owner = self.owner
-        watched = self.watched
+        watched = self.index.watched
         leasable = [handle for handle in handles if mount_of(handle) in watched]
         if key not in self._sessions:  # it ended while the request was executed: nobody would give this back
             leasable = []
@@ -273,16 +261,6 @@ class Leasing:
         return serial, modes
 
     # ------------------------------------------------------------ changes that no request made
-
-    def is_of_interest(self, key: bytes) -> bool:
-        """Whether anything is leased of the object with this kernel handle."""
-        self._index_changes()
-        return key in self._keys
-
-    def handles_of(self, key: bytes) -> list[bytes]:
-        """The leased handles of the object with this kernel handle (one per export tree and mount)."""
-        self._index_changes()
-        return list(self._keys.get(key, ()))
 
     def nodes_with(self, handles: Iterable[bytes]) -> tuple[int, ...]:
         """Who holds any of them, as far as their sessions are here."""
@@ -376,7 +354,7 @@ class Leasing:
             "refusals": self.refusals,
             "waiting": len(self._waiting),
             "ghosts": [key.hex() for key in self._ghosts],
-            "unwritten": len(self._unwritten),
+            "unwritten": len(self.writer),
             "table_bytes": self._table.size_bytes,
             "recall_bounds_s": BOUNDS_S,
             "recall_buckets": self.latency.buckets,
@@ -393,81 +371,15 @@ class Leasing:
         if not changes:
             return
         self.owner.changes = []
-        self._unwritten += changes
-        self._unindexed += changes
-        if not self.is_behind:
-            self.is_behind = True
-            self._table.note_behind(True)
-        self._unwritten_wakes.set()
+        self.index.note(changes)
+        self.writer.note(changes)
         shared_again, self.owner.shared_again = self.owner.shared_again, []
         for handle in shared_again:
             self.on_shared_again(handle)
 
-    def write(self) -> None:
-        """Write the table now.  Where that fails (a full disk) it stays behind, and says so."""
-        self._index_changes()
-        if not self._unwritten:
-            return
-        try:
-            self._table.note(self._unwritten)
-        except OSError as error:
-            if not self._write_failed:
-                log.error("the lease table can't be written: %s", error.strerror)
-            self._write_failed = True
-        else:
-            self._unwritten = []
-            self._write_failed = False
-
-    async def write_behind(self) -> None:
-        """Write the table soon after each change, until cancelled.
-
-        It stays behind while anybody is uncertain: the next daemon, too, would not know what they hold.
-        """
-        while True:
-            if self._unwritten:
-                await trio.sleep(WRITE_AFTER_S if not self._write_failed else WRITE_AGAIN_S)
-                self.write()
-            elif not self._unwritten_wakes.is_set():
-                with trio.move_on_after(BEHIND_FOR_S) as quiet:
-                    await self._unwritten_wakes.wait()
-                if quiet.cancelled_caught and self.is_behind and not self._uncertain:
-                    self._table.note_behind(False)
-                    self.is_behind = False
-                    await self._unwritten_wakes.wait()
-            else:
-                self._unwritten_wakes = trio.Event()
-
     def close(self) -> None:
         """Write what is to be written; an orderly end."""
-        self.write()
-        if not self._unwritten and not self._uncertain:
-            self._table.note_behind(False)
-        self._table.close()
-
-    def _index_changes(self) -> None:
-        """A grant does not wait for it: nobody asks before the next native change."""
-        changes, self._unindexed = self._unindexed, []
-        for handle in {change.handle for change in changes}:
-            self._index(handle, self.owner.is_held(handle))
-
-    def _index(self, handle: bytes, is_leased: bool) -> None:
-        """Let native changes of the object be found, or no longer."""
-        begin = self.watched.get(mount_of(handle))
-        if begin is None:
-            return  # unmounted: everything was recalled
-        key = begin + prepared_of(handle)
-        handles = self._keys.setdefault(key, set())
-        if is_leased:
-            handles.add(handle)
-        else:
-            handles.discard(handle)
-            if not handles:
-                del self._keys[key]
-
-    def index_restored(self) -> None:
-        """After a restart, when the mounts are watched."""
-        for lease in self.owner.leases():
-            self._index(lease.handle, True)
+        self.writer.close()
 
     # ------------------------------------------------------------ time
 

@@ -76,7 +76,7 @@ class Owner:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.nomfs.run)
                 nursery.start_soon(leasing.tend)
-                nursery.start_soon(leasing.write_behind)
+                nursery.start_soon(leasing.writer.run)
                 await nursery.start(lambda *, task_status: server.run(task_status=task_status))
                 for line in self.lines:
                     line.server = server

@@ -29,7 +29,7 @@ def owner_of(state: Path, run_dir: Path, boot_id: str = "boot") -> Iterator[Room
     """An owner with a real watch; a later one takes over what this one leaves, unless all is given back."""
     with serving(state) as service, leasing_room(state, service, boot_id=boot_id) as room:
         guards = room.under._guards
-        changes = LocalChanges(guards.told, room.leasing.is_of_interest, LeaseKeeper(run_dir, 20.0), 1000)
+        changes = LocalChanges(guards.told, room.leasing.index.is_of_interest, LeaseKeeper(run_dir, 20.0), 1000)
         room.changes = changes
         guards.watch(changes)
         try:

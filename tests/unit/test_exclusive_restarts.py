@@ -38,7 +38,7 @@ async def restarted(tmp_path: Path, file: Path, kept: bool, written: bool = True
     with owner_of(tmp_path / "state", tmp_path / "run") as owner:
         _, session, handle, _ = await held(owner, file)
         if kept and written:
-            owner.leasing.write()
+            owner.leasing.writer.write()
             owner.leasing._table.note_behind(False)
         if kept:
             owner.changes.keep()

@@ -105,7 +105,7 @@ async def test_a_listing_grants_the_directory_and_its_entries(room: Room, place:
 
 async def test_what_is_not_watched_is_not_leased(room: Room, place: Path) -> None:
     holder, _ = room.holder(1)
-    room.leasing.watched.clear()
+    room.leasing.index.watched.clear()
     found = await holder.walk(place)
     assert (found.serial, found.mode) == (0, Mode.NONE)
     missing, _ = await holder.ask(wire.LookUp(found.handle, b"nothing", ROOT))
@@ -310,7 +310,7 @@ async def test_after_a_restart_only_real_conflicts_wait(tmp_path: Path, place: P
             returning = HoldingSession(2)
             await Asker(room.under, returning).ask(wire.ReturnLeases((), everything=True))  # type: ignore[arg-type]
         assert outcome.error is None
-        room.leasing.write()
+        room.leasing.writer.write()
         assert list(room.table.leases(session=returning.key)) == []
 
 
@@ -336,13 +336,13 @@ async def test_the_table_catches_up(room: Room, place: Path, autojump_clock: obj
     (place / "file").write_bytes(b"x")
     holder, session = room.holder(1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.leasing.write_behind)
+        nursery.start_soon(room.leasing.writer.run)
         await holder.walk(place / "file")
         await trio.sleep(0.1)
         assert len(list(room.table.leases(session=session.key))) == len(room.leasing.owner)
         await trio.sleep(2)
         nursery.cancel_scope.cancel()
-    assert not room.leasing.is_behind
+    assert not room.leasing.writer.is_behind
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -357,15 +357,15 @@ async def test_who_is_uncertain_is_so_after_another_restart(
     with serving(state) as service, leasing_room(state, service) as room:
         assert room.leasing.owner.in_grace
         with trio.move_on_after(TERM_S / 2):
-            await room.leasing.write_behind()
+            await room.leasing.writer.run()
         room.is_killed = is_killed
     with serving(state) as service, leasing_room(state, service) as room:
         assert room.leasing.owner.in_grace
         room.leasing.returned(HoldingSession(2).key, wire.ReturnLeases((), everything=True))
         assert not room.leasing.owner.in_grace
         with trio.move_on_after(TERM_S / 2):
-            await room.leasing.write_behind()
-        assert not room.leasing.is_behind
+            await room.leasing.writer.run()
+        assert not room.leasing.writer.is_behind
 
 
 @pytest.mark.parametrize("starts", [1, 2], ids=["one start", "a start that ended in the grace"])
@@ -420,14 +420,14 @@ async def test_native_changes_matter_from_the_first_grant_until_the_last_is_give
     one, _, other, _ = await two(room)
     found = await one.walk(place / "file")
     key = room.changes.key(None, prepared_of(found.handle))
-    assert room.leasing.is_of_interest(key)
+    assert room.leasing.index.is_of_interest(key)
     again = await other.walk(place / "file")
     await one.ask(wire.ReturnLeases(((found.handle, found.serial),)))
-    assert room.leasing.is_of_interest(key)
+    assert room.leasing.index.is_of_interest(key)
     await other.ask(wire.ReturnLeases(((again.handle, again.serial),)))
-    assert not room.leasing.is_of_interest(key)
+    assert not room.leasing.index.is_of_interest(key)
     await one.walk(place / "file")
-    assert room.leasing.handles_of(key) == [found.handle]
+    assert room.leasing.index.handles_of(key) == [found.handle]
 
 
 async def test_given_back_is_not_recalled(room: Room, place: Path) -> None:
