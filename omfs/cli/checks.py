@@ -18,7 +18,7 @@ from omfs.wire import NodeDescribed
 CLOCK_WARNING_S: Final = 1.0  # make(1) and rsync(1) begin to be misled
 CLOCK_FAULT_S: Final = 60.0
 CERTIFICATE_WARNING_S: Final = 30 * 86400
-LAPSE_MARGIN_S: Final = 5.0  # within it an owner ends what is over by itself (export/leasing.py tends four times a second)
+LAPSE_MARGIN_S: Final = 5.0  # within it an owner ends what is over by itself (export/leasing.py: TEND_INTERVAL_S)
 NAMES_SHOWN: Final = 3
 
 

@@ -29,7 +29,8 @@ from omfs.export.mounts import Mount
 from omfs.kernel.filelease import LeaseState
 from omfs.net.control import BrokenGuard
 
-MOUNTS_CHECK_S: Final = 1.0
+MOUNTS_CHECK_S: Final = 1.0  # at the latest, where the kernel's word was missed
+MOUNTS_TOGETHER_S: Final = 0.02  # changes that are looked at as one: for each, everything is asked anew
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
 UNCACHED_NS: Final = 2_000_000_000  # so long after its last change the data of a file are not cached
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
@@ -270,7 +271,9 @@ class Guards:
                 nursery.start_soon(self._give_way, key, use)
             nursery.start_soon(self._changes.run)
             while True:
-                await trio.sleep(MOUNTS_CHECK_S)
                 self._look_at_mounts()
                 if self._changes.in_grace and not self._leasing.has_ghosts:
                     self._changes.end_grace()
+                with trio.move_on_after(MOUNTS_CHECK_S):
+                    await self._disk.mounts.wait_changed()
+                    await trio.sleep(MOUNTS_TOGETHER_S)

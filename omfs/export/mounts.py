@@ -19,6 +19,8 @@ import select
 from collections.abc import Callable
 from typing import Final
 
+import trio
+
 from omfs.errors import ConfigError, StaleHandle
 from omfs.export.handles import MOUNT_ID_BYTES
 from omfs.kernel.handles import HandleReader
@@ -52,12 +54,11 @@ class Mounts:
         self.generation = 0  # counts changes of the table: what was derived from it is out of date
         self.on_found: Callable[[Mount], None] | None = None  # told of each mount when it is first used
         self._reader = HandleReader()
-        try:
-            self._table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConfigError(f"/proc/self/mountinfo: {error.strerror}; is /proc mounted?") from None
+        self._table_fd, self._watched_fd = _open_table(), _open_table()  # each open tells a change to one who asks
         self._poll = select.poll()
         self._poll.register(self._table_fd, select.POLLPRI)
+        self._watch = select.epoll()  # is readable when the table, which always is, has changed
+        self._watch.register(self._watched_fd, select.EPOLLPRI)
         self._lines: dict[int, MountLine] = {}
         self._open: dict[int, Mount] = {}  # by the kernel's mount id; those that were needed so far
         self._by_stable_id: dict[bytes, Mount] = {}
@@ -68,6 +69,8 @@ class Mounts:
     def close(self) -> None:
         for mount in self._open.values():
             _close_fd(mount)
+        self._watch.close()
+        os.close(self._watched_fd)
         os.close(self._table_fd)
 
     def in_use(self) -> list[Mount]:
@@ -80,6 +83,11 @@ class Mounts:
             return False
         self._read_table()
         return True
+
+    async def wait_changed(self) -> None:
+        """Until the table has changed, or may have; a change just before the call may be missed (see `refresh`)."""
+        await trio.lowlevel.wait_readable(self._watch.fileno())
+        self._watch.poll(0)
 
     def _read_table(self) -> None:
         os.lseek(self._table_fd, 0, os.SEEK_SET)
@@ -204,6 +212,13 @@ class Mounts:
             os.close(fd)
             return -1
         return fd
+
+
+def _open_table() -> int:
+    try:
+        return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"/proc/self/mountinfo: {error.strerror}; is /proc mounted?") from None
 
 
 def _close_fd(mount: Mount) -> None:

@@ -4,7 +4,8 @@ Runs inside the node's mount namespace, as its PID 1, before anything else does;
 any of it.  The upper layer lies on an ext4 image, so that a node can run out of space, keeps its files over `kill`
 and `start`, and has file handles that survive (index=on, nfs_export=on) and inode numbers that stay (xino=on: without
 it directories get new ones whenever the kernel forgets them).  The machine's other file systems (/home on a disk of
-its own, say) are not part of a node; only what the lab itself needs to run is bound in, read-only.
+its own, say) are not part of a node; only what the lab itself needs to run is bound in, read-only.  A node's users get
+to it, also where the machine's could not: a checkout is often in somebody's own directory.
 Called by init.py.
 """
 
@@ -29,6 +30,7 @@ from omfs.lab.topology import LabPaths, LabPlan, NodePaths
 
 OVERLAY_OPTIONS: Final = "index=on,nfs_export=on,xino=on,metacopy=off,redirect_dir=off"
 _EMPTY: Final = {"/tmp": 0o1777, "/run": 0o755, "/etc/omfs": 0o755, "/var/lib/omfs": 0o755}
+_SEARCHED: Final = 0o111
 _HELPERS: Final = "/sbin"  # where mount(8) and umount(8) look
 _COMMANDS: Final = "/usr/local/bin"
 _DEVICES: Final = {
@@ -72,6 +74,7 @@ def enter(paths: LabPaths, plan: LabPlan, node: int) -> None:
         ready.touch()
     for path in _needed_from_host(paths.base):
         _bind_read_only(path, own.root)
+    _let_through(own.root)
     groups = limits.directories(paths, node) if plan.is_limited else {}  # before our /sys is another one
     _mount_kernel_trees(own.root)
     _show_groups(groups, f"{own.root}/sys/fs/cgroup")
@@ -165,20 +168,33 @@ def _populate(root: Path, own: NodePaths, plan: LabPlan, node: int) -> None:
         link.symlink_to(Path(sys.prefix) / "bin" / command)
 
 
-def _needed_from_host(base: Path) -> list[Path]:
-    """Python, its virtual environment, the project and /usr, where the overlay does not show them anyway."""
-    machine = os.stat("/").st_dev
-    hidden = [*_EMPTY, str(base), "/dev", "/sys", "/proc"]
+def _places() -> list[Path]:
+    """Of Python, its virtual environment, the project and /usr."""
     wanted = [Path("/usr"), Path(sys.base_prefix), Path(sys.prefix), Path(omfs.__file__).parent.parent]
     wanted.append(Path(os.path.realpath(sys.executable)).parent.parent)
+    return [place for path in wanted for place in dict.fromkeys((path, path.resolve()))]
+
+
+def _needed_from_host(base: Path) -> list[Path]:
+    """Those of `_places` that the overlay does not show anyway."""
+    machine = os.stat("/").st_dev
+    hidden = [*_EMPTY, str(base), "/dev", "/sys", "/proc"]
     needed: list[Path] = []
-    for path in wanted:
-        for place in dict.fromkeys((path, path.resolve())):
-            covered = any(place.is_relative_to(done) for done in needed)
-            unseen = place.stat().st_dev != machine or any(place.is_relative_to(directory) for directory in hidden)
-            if unseen and not covered:
-                needed.append(place)
+    for place in _places():
+        covered = any(place.is_relative_to(done) for done in needed)
+        unseen = place.stat().st_dev != machine or any(place.is_relative_to(directory) for directory in hidden)
+        if unseen and not covered:
+            needed.append(place)
     return needed
+
+
+def _let_through(root: Path) -> None:
+    """Everybody may pass the directories above, in this node; what is in them says for itself who may read it."""
+    for directory in {above for place in _places() for above in place.parents}:
+        here = root / str(directory).lstrip("/")
+        mode = stat.S_IMODE(here.stat().st_mode)
+        if mode & _SEARCHED != _SEARCHED:
+            here.chmod(mode | _SEARCHED)
 
 
 def _bind_read_only(path: Path, root: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.lab.agents import Agent, Witness, chosen_seed, number_from
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import Cluster, wait_until
 from tests.lab.recording import NODES, Recording
 from tests.lab.rounds import DATA_KINDS, NAMES, Change, Model, Thing
 from tests.lab.turns import Turns
@@ -171,6 +171,24 @@ def test_content_changes_without_a_pause(cluster: Cluster) -> None:
         for reader in readers:
             (data,) = reader.call(("data", path))
             assert data == model.expected(path)["data"], f"round {number}: {change}: {reader.name}: stale data"
+
+
+def test_what_is_mounted_over_a_directory_is_seen(cluster: Cluster) -> None:
+    """And what was there before, when it is unmounted."""
+    here = cluster.fresh_dir(OWNER)
+    cluster.run(OWNER, f"mkdir {here.native}/inner; touch {here.native}/inner/below")
+    reader = Agent(cluster.lab, OTHER, "calls.py", here.remote)
+
+    def names() -> list[str]:
+        (inner,) = reader.call(("facts", "inner"))
+        return list(inner["names"])
+
+    for _ in range(3):
+        assert names() == names() == ["below"]
+        cluster.run(OWNER, f"mount -t tmpfs above {here.native}/inner; touch {here.native}/inner/above")
+        wait_until(lambda: names() == ["above"], "it is seen")
+        cluster.run(OWNER, f"umount --lazy {here.native}/inner")
+        wait_until(lambda: names() == ["below"], "what was below is seen again")
 
 
 @pytest.mark.parametrize("who", ["native path", "bind"])

@@ -7,6 +7,8 @@ import os
 import pty
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +293,22 @@ def _begin_up(lab: Lab, *options: str) -> subprocess.Popen[str]:
         [*COMMAND, "up", "--name", lab.name, "-n", "3", *options],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def test_a_lab_from_a_directory_that_is_closed_to_others(other: Lab) -> None:
+    """As a checkout in somebody's home directory: a node's users run what is in it, and the machine's still can't."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as own:
+        environment = Path(own, "environment")
+        environment.symlink_to(sys.prefix)
+        command = [environment / "bin" / "python", environment / "bin" / "omfs-lab"]
+        subprocess.run([*command, "up", "--name", other.name, "-n", "1", "--no-mount"], check=True, capture_output=True)
+        other.nodes = 1
+        other.note_namespaces()
+        link = other.out(1, "readlink /usr/local/bin/omfs-admin")
+        assert Path(link).is_relative_to(own)
+        assert other.out(1, "omfs-admin --help", user="1000")
+        assert other.exec(1, ["ls", own], user="1000").returncode != 0
+        assert Path(own).stat().st_mode & 0o777 == 0o700
 
 
 def test_labs_are_side_by_side(lab: Lab, other: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def room(any_disk: Path, tmp_path: Path) -> Path:
     place.mkdir()
     place.chmod(0o777)
     return place
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """May be open: as many as a daemon takes for itself, whatever the shell gave."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture

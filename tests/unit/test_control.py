@@ -243,7 +243,7 @@ async def test_a_living_daemon_keeps_its_socket(path: Path) -> None:
         assert await ask(path, "echo") == {"got": {}}
 
 
-async def test_a_busy_daemon_counts_as_living(path: Path) -> None:
+async def test_a_busy_daemon_counts_as_living(path: Path, many_files: None) -> None:
     listener = open_listener(path)
     waiting = []
     try:

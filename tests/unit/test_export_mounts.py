@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +126,35 @@ async def test_mounts_come_and_go(root: Asker, service: ExportService, room: Pat
         with pytest.raises(StaleHandle):
             await root.attributes(file.handle)
         assert (await root.walk(inner / "file")).handle != file.handle
+
+
+MOUNTING = """
+import subprocess, sys, trio, trio.testing
+from omfs.export.mounts import Mounts
+async def wait_told(what):
+    with trio.fail_after(60):
+        await mounts.wait_changed()
+    print(what, mounts.refresh(), mounts.refresh())
+async def main():
+    for what in (["mount", "-t", "tmpfs", "t", sys.argv[1]], ["umount", sys.argv[1]]):
+        with trio.move_on_after(0.2) as quiet:
+            await mounts.wait_changed()
+        print("quiet", quiet.cancelled_caught)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_told, what[0])
+            await trio.testing.wait_all_tasks_blocked()
+            subprocess.run(what, check=True)
+mounts = Mounts()
+trio.run(main)
+mounts.close()
+"""
+
+
+def test_a_change_of_mounts_is_told(tmp_path: Path) -> None:
+    """Where nobody else mounts anything meanwhile."""
+    command = ["unshare", "--mount", sys.executable, "-c", MOUNTING, str(tmp_path)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
+    assert told == "quiet True\nmount True False\nquiet True\numount True False\n"
 
 
 async def test_a_remounted_disk_knows_its_handles(root: Asker, service: ExportService, tmp_path: Path) -> None:

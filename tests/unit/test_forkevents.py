@@ -19,6 +19,7 @@ from hypothesis import example, given, strategies as st
 
 from omfs.kernel import forkevents
 from omfs.kernel.forkevents import Forked, ForkEvents, parse_event
+from omfs.kernel.namespaces import CLONE_NEWUSER
 
 HERE: Final = Path(__file__).parent.parent.parent
 FORK, EXEC, NONE = 1, 2, 0
@@ -79,18 +80,26 @@ def test_a_storm_without_end_is_left_at_what_came_later() -> None:
     assert [forked.child for forked in told] == [3, 5]
 
 
-TRY: Final = (
-    "from omfs.kernel.forkevents import ForkEvents\ntry: ForkEvents.open()\nexcept OSError as e: print(e.strerror)"
-)
+TRY: Final = """
+import sys
+from omfs.kernel.forkevents import ForkEvents
+from omfs.kernel.namespaces import unshare
+unshare(int(sys.argv[1]))
+try: ForkEvents.open()
+except OSError as error: print(error.strerror)
+"""
 
 
 @pytest.mark.parametrize(
-    ("without", "reason"),
-    [("--net", "network namespace"), (("--pid", "--fork", "--mount-proc"), "PID namespace"), ("--user", "permitted")],
+    ("options", "flags", "reason"),
+    [
+        (("--net",), 0, "network namespace"),
+        (("--pid", "--fork", "--mount-proc"), 0, "PID namespace"),
+        ((), CLONE_NEWUSER, "permitted"),  # by Python itself: as nobody it could not read what is another user's
+    ],
 )
-def test_where_no_event_comes_it_says_why(without: str | tuple[str, ...], reason: str) -> None:
-    options = (without,) if isinstance(without, str) else without
-    command = ["unshare", *options, sys.executable, "-c", TRY]
+def test_where_no_event_comes_it_says_why(options: tuple[str, ...], flags: int, reason: str) -> None:
+    command = ["unshare", *options, sys.executable, "-c", TRY, str(flags)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True)
     assert done.stdout.startswith("no fork events: ")
     assert reason in done.stdout or "PID namespace" in done.stdout  # that comes first, where it is not the initial one

@@ -181,7 +181,7 @@ async def test_descriptors_go_with_the_processes(tree: Puppets, tmp_path: Path) 
 # ---------------------------------------------------------------- many
 
 
-async def test_a_thousand_processes_each_with_its_own(tree: Puppets, tmp_path: Path) -> None:
+async def test_a_thousand_processes_each_with_its_own(tree: Puppets, tmp_path: Path, many_files: None) -> None:
     """All of them write at once, some twice, while others fork."""
     pids = [tree.fork(tree.first) for _ in range(1000)]
     keys = {pid: who(pid) for pid in pids}
