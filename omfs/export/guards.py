@@ -30,7 +30,7 @@ from omfs.kernel.filelease import LeaseState
 from omfs.net.control import BrokenGuard
 
 MOUNTS_CHECK_S: Final = 1.0  # at the latest, where the kernel's word was missed
-MOUNTS_TOGETHER_S: Final = 0.02  # changes that are looked at as one: for each, everything is asked anew
+MOUNTS_TOGETHER_S: Final = 0.02  # changes that are looked at as one, twice as long for each that comes soon after
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
 UNCACHED_NS: Final = 2_000_000_000  # so long after its last change the data of a file are not cached
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
@@ -235,17 +235,19 @@ class Guards:
         else:
             self._leasing.index.watched.pop(mount.stable_id, None)
 
-    def _look_at_mounts(self) -> None:
+    def _look_at_mounts(self) -> bool:
+        """Whether they have changed: then everything is asked anew."""
         mounts = self._disk.mounts
         mounts.refresh()
         if mounts.generation == self._generation or self._changes is None:
-            return
+            return False
         self._generation = mounts.generation
         self._leasing.recall_all()
         self._changes.mounts_changed()
         self._leasing.index.watched.clear()
         for mount in mounts.in_use():
             self._watch_mount(mount)
+        return True
 
     async def end(self) -> None:
         """Before an orderly end: recall everything."""
@@ -270,10 +272,12 @@ class Guards:
             for key, use in self._to_give_way:
                 nursery.start_soon(self._give_way, key, use)
             nursery.start_soon(self._changes.run)
+            together_s = MOUNTS_TOGETHER_S
             while True:
-                self._look_at_mounts()
+                have_changed = self._look_at_mounts()
+                together_s = min(together_s * 2, MOUNTS_CHECK_S) if have_changed else MOUNTS_TOGETHER_S
                 if self._changes.in_grace and not self._leasing.has_ghosts:
                     self._changes.end_grace()
                 with trio.move_on_after(MOUNTS_CHECK_S):
                     await self._disk.mounts.wait_changed()
-                    await trio.sleep(MOUNTS_TOGETHER_S)
+                    await trio.sleep(together_s)
