@@ -106,8 +106,9 @@ class OwnerSide:
         return cls(service, leasing, guards, server, changes, nomfs, moving_locks)
 
     def start(self, nursery: trio.Nursery) -> None:
-        leasing = self.leasing
-        for task in (self.service.tend, leasing.tend, leasing.writer.run, self.guards.run, self.nomfs.run):
+        leasing, guards = self.leasing, self.guards
+        leases = (leasing.tend, leasing.writer.run, guards.run, guards.follow_mounts)
+        for task in (self.service.tend, *leases, self.nomfs.run):
             nursery.start_soon(task)
 
     def describe(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from omfs.net.control import BrokenGuard
 
 MOUNTS_CHECK_S: Final = 1.0  # at the latest, where the kernel's word was missed
 MOUNTS_TOGETHER_S: Final = 0.02  # changes that are looked at as one, twice as long for each that comes soon after
+GRACE_CHECK_S: Final = 1.0
 NAMES_MAX: Final = 1024  # in one recall, which is one message; the whole directory is given back where more changed
 UNCACHED_NS: Final = 2_000_000_000  # so long after its last change the data of a file are not cached
 END_WITHIN_S: Final = 2.0  # holders that are there give everything back in much less
@@ -272,12 +273,17 @@ class Guards:
             for key, use in self._to_give_way:
                 nursery.start_soon(self._give_way, key, use)
             nursery.start_soon(self._changes.run)
-            together_s = MOUNTS_TOGETHER_S
-            while True:
-                have_changed = self._look_at_mounts()
-                together_s = min(together_s * 2, MOUNTS_CHECK_S) if have_changed else MOUNTS_TOGETHER_S
-                if self._changes.in_grace and not self._leasing.has_ghosts:
+            while self._changes.in_grace:
+                await trio.sleep(GRACE_CHECK_S)
+                if not self._leasing.has_ghosts:
                     self._changes.end_grace()
-                with trio.move_on_after(MOUNTS_CHECK_S):
-                    await self._disk.mounts.wait_changed()
-                    await trio.sleep(together_s)
+
+    async def follow_mounts(self) -> None:
+        """What is mounted and unmounted from now on, until cancelled."""
+        together_s = MOUNTS_TOGETHER_S
+        while True:
+            have_changed = self._look_at_mounts()
+            together_s = min(together_s * 2, MOUNTS_CHECK_S) if have_changed else MOUNTS_TOGETHER_S
+            with trio.move_on_after(MOUNTS_CHECK_S):
+                await self._disk.mounts.wait_changed()
+                await trio.sleep(together_s)
