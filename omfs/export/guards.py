@@ -6,7 +6,7 @@ lives as long as the lease.  Other native changes are recalled as they are told.
 watched from the moment it is found; what can't be watched is not leased.  Where the table of mounts changes, other
 objects may have the names that are cached: everything is recalled.
 
-Trio thread only.  Called by underleases.py; built by daemon.py, which runs `run`.
+Trio thread only.  Called by underleases.py; built by daemon.py, which runs `run` and `follow_mounts`.
 """
 
 from __future__ import annotations

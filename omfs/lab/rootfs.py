@@ -12,6 +12,7 @@ Called by init.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import shutil
@@ -189,12 +190,20 @@ def _needed_from_host(base: Path) -> list[Path]:
 
 
 def _let_through(root: Path) -> None:
-    """Everybody may pass the directories above, in this node; what is in them says for itself who may read it."""
-    for directory in {above for place in _places() for above in place.parents}:
+    """Everybody may pass the directories above, in this node; what is in them says for itself who may read it.
+
+    By their real names: a link on the way would lead to the machine's own.
+    """
+    reals = {above.resolve() for place in _places() for above in place.parents}
+    for directory in {above for real in reals for above in (real, *real.parents)}:
         here = root / str(directory).lstrip("/")
-        mode = stat.S_IMODE(here.stat().st_mode)
-        if mode & _SEARCHED != _SEARCHED:
-            here.chmod(mode | _SEARCHED)
+        try:
+            mode = stat.S_IMODE(here.lstat().st_mode)
+            if mode & _SEARCHED != _SEARCHED:
+                here.chmod(mode | _SEARCHED)
+        except OSError as error:  # not shown to the node, or bound into it: that is the machine's own as well
+            if error.errno not in (errno.ENOENT, errno.EROFS):
+                raise
 
 
 def _bind_read_only(path: Path, root: Path) -> None:

@@ -298,17 +298,19 @@ def _begin_up(lab: Lab, *options: str) -> subprocess.Popen[str]:
 def test_a_lab_from_a_directory_that_is_closed_to_others(other: Lab) -> None:
     """As a checkout in somebody's home directory: a node's users run what is in it, and the machine's still can't."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as own:
-        environment = Path(own, "environment")
+        closed, link = Path(own, "closed"), Path(own, "link")
+        closed.mkdir(0o700)
+        link.symlink_to(closed)
+        environment = link / "environment"
         environment.symlink_to(sys.prefix)
         command = [environment / "bin" / "python", environment / "bin" / "omfs-lab"]
         subprocess.run([*command, "up", "--name", other.name, "-n", "1", "--no-mount"], check=True, capture_output=True)
         other.nodes = 1
         other.note_namespaces()
-        link = other.out(1, "readlink /usr/local/bin/omfs-admin")
-        assert Path(link).is_relative_to(own)
+        assert Path(other.out(1, "readlink /usr/local/bin/omfs-admin")).is_relative_to(link)
         assert other.out(1, "omfs-admin --help", user="1000")
         assert other.exec(1, ["ls", own], user="1000").returncode != 0
-        assert Path(own).stat().st_mode & 0o777 == 0o700
+        assert [Path(one).stat().st_mode & 0o777 for one in (own, closed)] == [0o700, 0o700]
 
 
 def test_labs_are_side_by_side(lab: Lab, other: Lab) -> None:
