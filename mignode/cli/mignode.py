@@ -58,7 +58,7 @@ def _run(config: Path, report: Report) -> None:
     if report.is_awaited:
         log_behind("mignode", Path(settings.run_dir))
     _allow_many_descriptors()
-    os.setgroups([])  # those of sudo, say: CRIU leaves them to a guest that has none of its own
+    os.setgroups([])  # those of sudo, say: CRIU leaves them to a guest of root that has none
     _go_first()
     # everything heavy, after the words were understood
     from mignode.bodyfiles import made

@@ -49,6 +49,18 @@ def test_after_two_hops_it_has_what_its_user_has(cluster: Cluster, user: str) ->
     assert plain.end() == guest.end() == "status 0"
 
 
+def test_groups_of_who_started_mignode_are_not_the_guests(cluster: Cluster) -> None:
+    """As sudo's root has some; CRIU left them to a guest of root without any."""
+    pid = cluster.ask(2, "mignode")["pid"]
+    cluster.run(2, f"kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.05; done; setpriv --groups 0,2000 mignode")
+    cluster.wait_up(2, 1)
+    guest = AskedGuest(cluster, user="0:0")
+    assert guest.ask("os.getgroups()") == "[]"
+    guest.move(2)
+    assert guest.ask("os.getgroups()") == "[]"
+    assert guest.end() == "status 0"
+
+
 def test_who_changes_what_is_behind_a_path_gains_nothing(cluster: Cluster) -> None:
     """CRIU opens files as root, by their paths, when its user has had time to put another one there."""
     place = cluster.fresh_dir(1).native
